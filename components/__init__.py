@@ -1,0 +1,1 @@
+"""WHY the result is right: plain Python, testable without a server."""

@@ -1,0 +1,169 @@
+"""Registered models, their versions and their two aliases, in MLflow."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from components.adapters.mlflow_tracking import TAG, Tracking, mlflow_errors
+from components.contract import Arrays, ModelMetadata, TensorSpec
+from components.errors import InfrastructureError
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+MODEL_FILE = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version: its number, where its files came from, and its tags (no prefix)."""
+
+    number: int
+    source: str
+    tags: Mapping[str, str]
+
+
+@final
+class Registry:
+    """One registered model of a tracking store."""
+
+    def __init__(self, tracking: Tracking, model: str) -> None:
+        self._tracking = tracking
+        self._client = tracking.client
+        self.model = model
+
+    def find(self, tags: Mapping[str, str]) -> Version | None:
+        """The oldest version that carries all these tags."""
+        wanted = " and ".join(f"tags.`{TAG}{name}` = '{value}'" for name, value in tags.items())
+        with mlflow_errors(self._tracking.uri):
+            found = self._client.search_model_versions(f"name = '{self.model}' and {wanted}")
+        versions = sorted((_version(item) for item in found), key=lambda v: v.number)
+        return versions[0] if versions else None
+
+    def by_alias(self, alias: str) -> Version | None:
+        """The version that an alias names, if any."""
+        from mlflow.exceptions import MlflowException
+
+        with mlflow_errors(self._tracking.uri):
+            try:
+                return _version(self._client.get_model_version_by_alias(self.model, alias))
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+
+    def set_alias(self, alias: str, version: int) -> None:
+        """Let an alias name a version."""
+        with mlflow_errors(self._tracking.uri):
+            self._client.set_registered_model_alias(self.model, alias, str(version))
+
+    def drop_alias(self, alias: str, version: int) -> None:
+        """Take an alias from a version, if that version carries it."""
+        holder = self.by_alias(alias)
+        if holder is not None and holder.number == version:
+            with mlflow_errors(self._tracking.uri):
+                self._client.delete_registered_model_alias(self.model, alias)
+
+    def tag(self, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        with mlflow_errors(self._tracking.uri):
+            for name, value in tags.items():
+                self._client.set_model_version_tag(self.model, str(version), TAG + name, value)
+
+    def create(
+        self,
+        run_id: str,
+        onnx_file: Path,
+        *,
+        metadata: ModelMetadata,
+        example: Arrays,
+        requirements: Sequence[str],
+        tags: Mapping[str, str],
+    ) -> Version:
+        """Log the ONNX model to the run and make it a version.
+
+        Args:
+            run_id: The MLflow run that the model came from.
+            onnx_file: A single file without external data.
+            metadata: Gives the signature.
+            example: Named inputs of a few rows, kept as the input example.
+            requirements: What a consumer installs to load it.
+            tags: Tags of the version.
+        """
+        import mlflow.onnx
+        import onnx
+
+        with mlflow_errors(self._tracking.uri):
+            info = mlflow.onnx.log_model(
+                onnx.load(onnx_file, load_external_data=False),
+                name="model",
+                run_id=run_id,
+                signature=_signature(metadata),
+                input_example={name: np.asarray(array) for name, array in example.items()},
+                pip_requirements=list(requirements),
+                onnx_execution_providers=["CPUExecutionProvider"],
+                save_as_external_data=False,
+            )
+            self._ensure_model()
+            version = self._client.create_model_version(
+                self.model,
+                info.model_uri,
+                run_id,
+                tags={TAG + name: value for name, value in tags.items()},
+            )
+        return _version(version)
+
+    def download(self, version: int, into: Path) -> Path:
+        """Fetch a version's files as a consumer would, and return the path of its ONNX file.
+
+        Raises:
+            InfrastructureError: The version, or its ONNX file, is gone.
+        """
+        import mlflow.artifacts
+
+        uri = f"models:/{self.model}/{version}"
+        with mlflow_errors(self._tracking.uri):
+            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(into)))
+        path = folder / MODEL_FILE
+        if not path.is_file():
+            raise InfrastructureError(
+                f"{uri} must hold {MODEL_FILE}; it holds "
+                f"{', '.join(sorted(p.name for p in folder.iterdir()))}. Retrain with --force."
+            )
+        return path
+
+    def _ensure_model(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):  # it exists already, the usual case
+            self._client.create_registered_model(self.model)
+            return
+        self._client.get_registered_model(self.model)
+
+
+def _version(item: Any) -> Version:
+    tags = {k.removeprefix(TAG): v for k, v in item.tags.items() if k.startswith(TAG)}
+    return Version(int(item.version), str(item.source), tags)
+
+
+def _signature(metadata: ModelMetadata) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema
+    from mlflow.types.schema import TensorSpec as MlflowTensorSpec
+
+    def schema(specs: tuple[TensorSpec, ...]) -> Schema:
+        return Schema(
+            [
+                MlflowTensorSpec(
+                    np.dtype(spec.dtype),
+                    tuple(-1 if axis == "batch" else axis for axis in spec.shape),
+                    spec.name,
+                )
+                for spec in specs
+            ]
+        )
+
+    return ModelSignature(inputs=schema(metadata.inputs), outputs=schema(metadata.outputs))

@@ -1,0 +1,237 @@
+"""Runs, metrics and artifacts in MLflow: the client with explicit run ids, never the active run."""
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from components.digest import digest_file
+from components.errors import InfrastructureError
+from components.records import Artifact
+from components.settings import Settings
+from components.state import exclusive, mlflow_folder, storage_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TAG = "assay."
+_METRICS_PER_BATCH = 1000
+_PARAM_CHARACTERS = 6000
+
+
+def configure_mlflow(settings: Settings) -> str:
+    """Set what MLflow reads only from the process environment, and give the tracking URI.
+
+    Telemetry and unpickling are switched off; credentials are unwrapped here and nowhere else.
+    """
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    secrets = {
+        "MLFLOW_TRACKING_USERNAME": settings.mlflow_username,
+        "MLFLOW_TRACKING_PASSWORD": settings.mlflow_password.get_secret_value(),
+        "MLFLOW_TRACKING_TOKEN": settings.mlflow_token.get_secret_value(),
+    }
+    os.environ.update({name: value for name, value in secrets.items() if value})
+    if settings.mlflow_tracking_uri:
+        return settings.mlflow_tracking_uri
+    return f"sqlite:///{mlflow_folder(settings.root) / 'mlflow.db'}"
+
+
+def check_mlflow(settings: Settings) -> str:
+    """Prove that MLflow can be reached, without importing it, and give its tracking URI.
+
+    Raises:
+        InfrastructureError: The server does not answer in time.
+    """
+    uri = configure_mlflow(settings)
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    request = urllib.request.Request(uri.rstrip("/") + "/health")
+    try:
+        with urllib.request.urlopen(request, timeout=settings.mlflow_timeout_s) as answer:
+            answer.read(64)
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            raise InfrastructureError(_unreachable(uri, str(error))) from error
+    except (OSError, ValueError) as error:
+        raise InfrastructureError(_unreachable(uri, str(error))) from error
+    return uri
+
+
+def _unreachable(uri: str, what: str) -> str:
+    return (
+        f"MLflow must answer at ASSAY_MLFLOW_TRACKING_URI; {uri} did not: {what}. Start the server, "
+        "mend the address, or unset it to use the embedded store."
+    )
+
+
+@functools.cache
+def connect(settings: Settings) -> "Tracking":
+    """Open the tracking store once per process; the embedded one is made on first use.
+
+    Raises:
+        InfrastructureError: The server does not answer, or the database cannot be opened.
+    """
+    uri = check_mlflow(settings)
+    import mlflow
+
+    logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
+    root = ""
+    if not settings.mlflow_tracking_uri:
+        folder = mlflow_folder(settings.root)
+        with storage_errors(folder):
+            (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        root = (folder / "artifacts").as_uri()
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
+    with exclusive(settings.root, "mlflow"), mlflow_errors(uri):
+        client.search_experiments(max_results=1)  # two processes must not migrate at once
+    return Tracking(client, uri, root)
+
+
+@contextlib.contextmanager
+def mlflow_errors(uri: str) -> Iterator[None]:
+    """Turn MLflow's and its database's refusals into an error that names the store.
+
+    Raises:
+        InfrastructureError: The store refused or did not answer.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise InfrastructureError(
+            f"MLflow must store what a run gives it; {uri} refused: {first}. See that the server "
+            "or the database file is reachable and writable, and run again: finished stages are "
+            "kept."
+        ) from error
+
+
+@final
+class Tracking:
+    """Runs of one MLflow store.
+
+    Args:
+        client: MLflow's client.
+        uri: The tracking URI, for messages.
+        artifact_root: Where a new experiment keeps its artifacts; empty leaves it to the server.
+    """
+
+    def __init__(self, client: "MlflowClient", uri: str, artifact_root: str = "") -> None:
+        self.client = client
+        self.uri = uri
+        self._artifact_root = artifact_root
+
+    def experiment(self, name: str) -> str:
+        """Id of the experiment, created when there is none."""
+        with mlflow_errors(self.uri):
+            found = self.client.get_experiment_by_name(name)
+            if found is not None:
+                if found.lifecycle_stage == "deleted":
+                    self.client.restore_experiment(found.experiment_id)
+                return str(found.experiment_id)
+            location = f"{self._artifact_root}/{name}" if self._artifact_root else None
+            return str(self.client.create_experiment(name, artifact_location=location))
+
+    def start_run(
+        self, experiment: str, name: str, tags: Mapping[str, str], params: Mapping[str, object]
+    ) -> str:
+        """Create a run that says which process owns it, and return its id."""
+        from mlflow.entities import Param
+
+        owner = {TAG + "host": socket.gethostname(), TAG + "pid": str(os.getpid())}
+        with mlflow_errors(self.uri):
+            run = self.client.create_run(
+                self.experiment(experiment), run_name=name, tags={**tags, **owner}
+            )
+            run_id = str(run.info.run_id)
+            values = [Param(k, str(v)[:_PARAM_CHARACTERS]) for k, v in params.items()]
+            self.client.log_batch(run_id, params=values)
+        return run_id
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics at a step, in batches of the size that MLflow accepts."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        values = [Metric(name, value, now, step) for name, value in metrics.items()]
+        with mlflow_errors(self.uri):
+            for start in range(0, len(values), _METRICS_PER_BATCH):
+                self.client.log_batch(run_id, metrics=values[start : start + _METRICS_PER_BATCH])
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        with mlflow_errors(self.uri):
+            for name, value in tags.items():
+                self.client.set_tag(run_id, TAG + name, value)
+
+    def finish(self, run_id: str, status: str) -> None:
+        """End a run with ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        with mlflow_errors(self.uri):
+            self.client.set_terminated(run_id, status)
+
+    def put(self, run_id: str, path: Path, folder: str) -> Artifact:
+        """Upload a file and return the reference by which it is found again."""
+        with mlflow_errors(self.uri):
+            self.client.log_artifact(run_id, str(path), folder)
+        return Artifact(
+            uri=f"runs:/{run_id}/{folder}/{path.name}",
+            sha256=digest_file(path),
+            size=path.stat().st_size,
+        )
+
+    def fetch(self, artifact: Artifact, into: Path) -> Path:
+        """Download a file into a folder and prove that it is the one that was recorded.
+
+        Raises:
+            InfrastructureError: It is gone, or its bytes have changed.
+        """
+        run_id, name = artifact.uri.removeprefix("runs:/").split("/", 1)
+        with mlflow_errors(self.uri):
+            path = Path(self.client.download_artifacts(run_id, name, str(into)))
+        found = digest_file(path)
+        if found != artifact.sha256:
+            raise InfrastructureError(
+                f"a stored artifact must keep its bytes; {artifact.uri} was recorded with sha256 "
+                f"{artifact.sha256[:12]} and now has {found[:12]}. Find out who changed it, and "
+                "retrain with --force."
+            )
+        return path
+
+    def reconcile(self, experiment: str) -> list[str]:
+        """Mark runs of this machine whose process has died as ``KILLED``, and return their ids."""
+        with mlflow_errors(self.uri):
+            filters = (
+                f"attributes.status = 'RUNNING' and tags.`{TAG}host` = '{socket.gethostname()}'"
+            )
+            running = self.client.search_runs([self.experiment(experiment)], filters)
+        dead = [
+            run.info.run_id for run in running if not _alive(int(run.data.tags[TAG + "pid"]))
+        ]
+        for run_id in dead:
+            self.finish(run_id, "KILLED")
+        return dead
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,116 @@
+"""Prefect inside a run: logger, artifacts, blocks, and the refusal to unpickle."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from components.errors import AssayError, ConfigError
+
+SAFE_SERIALIZER = "json"
+_FLUSH_S = 10.0
+
+
+def refuse_pickle() -> None:
+    """Make sure that no result is ever written or read with pickle in this process.
+
+    A stored result names the serializer that reads it, so a forged file could ask for pickle and
+    run code; setting the default to JSON does not prevent that. The serializer itself is disarmed.
+
+    Raises:
+        ConfigError: Prefect is set to write results with something other than JSON.
+    """
+    from prefect.serializers import PickleSerializer
+    from prefect.settings import get_current_settings
+
+    default = get_current_settings().results.default_serializer
+    if default != SAFE_SERIALIZER:
+        raise ConfigError(
+            f"results must be written as JSON; PREFECT_RESULTS_DEFAULT_SERIALIZER is {default!r}. "
+            f"Set it to {SAFE_SERIALIZER!r}."
+        )
+
+    def refuse(self: object, *args: object) -> NoReturn:
+        raise ConfigError(
+            "a stored result asks to be read or written with pickle, which can run code; assay "
+            "stores JSON only. Delete the result storage and find out who wrote it."
+        )
+
+    PickleSerializer.loads = refuse  # type: ignore[method-assign]
+    PickleSerializer.dumps = refuse  # type: ignore[method-assign]
+
+
+def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    """The logger of the current flow or task run, or a plain one outside of runs."""
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
+
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("assay")
+
+
+def publish_markdown(key: str, markdown: str, description: str) -> None:
+    """Create a Prefect artifact of the current run; outside of runs there is nothing to show it."""
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.context import FlowRunContext, TaskRunContext
+
+    if FlowRunContext.get() is None and TaskRunContext.get() is None:
+        return
+    create_markdown_artifact(key=key, markdown=markdown, description=description)
+
+
+def publish_rejection(stage: str, failures: Sequence[str]) -> None:
+    """Show what a gate found."""
+    lines = "\n".join(f"- {failure}" for failure in failures)
+    publish_markdown(
+        f"rejected-by-{stage.replace('_', '-')}",
+        f"# Rejected by {stage}\n\n{lines}\n",
+        "Why the candidate was rejected",
+    )
+
+
+def load_block_settings(name: str) -> dict[str, Any]:
+    """Settings held by a Prefect block of type Assay Credentials.
+
+    Raises:
+        ConfigError: There is no such block.
+    """
+    from components.adapters.prefect_blocks import AssayCredentials
+
+    try:
+        block = AssayCredentials.load(name, _sync=True)
+    except ValueError as error:
+        raise ConfigError(
+            f"ASSAY_CREDENTIALS_BLOCK must name a block of type assay-credentials; {name!r} was "
+            f"not found: {error}. Create it in the Prefect UI or unset the variable."
+        ) from error
+    return block.settings()
+
+
+class _OneParagraph(logging.Filter):
+    """Take the traceback from an error that explains itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, AssayError):
+            record.msg, record.args = "%s", (str(error),)
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def quiet_console() -> None:
+    """Keep tracebacks of foreseen errors, and chatter of libraries, out of the logs."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_OneParagraph())
+    for name in ("torch.onnx", "onnxscript", "httpx", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def flush_prefect() -> None:
+    """Send the logs and events that are still queued, before the server goes away."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler().flush()
+    EventsWorker.drain_all(timeout=_FLUSH_S)

@@ -1,0 +1,163 @@
+"""The contracts between assay and the code that it runs.
+
+A component is abstract or final: these classes have abstract methods and no state, so Python itself
+refuses to instantiate a class that misses one, and :func:`instantiate` says which.
+
+Legend: B = batch, the one dynamic axis, written ``"batch"`` in a shape.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from components.errors import ContractError
+
+Split = Literal["train", "holdout"]
+Arrays = Mapping[str, npt.NDArray[np.generic]]
+"""Named arrays that share their first axis, B."""
+
+Instance = TypeVar("Instance")
+
+
+class TensorSpec(BaseModel):
+    """Name, dtype (numpy's name, for example ``float32``) and shape of a graph input or output."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: tuple[Literal["batch"] | int, ...]
+
+
+class ModelMetadata(BaseModel):
+    """What a model takes and gives; it travels inside the ONNX file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    classes: tuple[str, ...]
+    description: str
+
+
+class Model(nn.Module, ABC):
+    """A trainable network that can say what it takes and gives."""
+
+    @abstractmethod
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map inputs, in the order of the metadata, to the logits that the loss takes."""
+
+    @abstractmethod
+    def predict(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Map inputs to the outputs of the metadata, in order; this is the graph that is exported.
+
+        It must call ``self(...)``, never ``self.forward(...)``, so that hooks fire.
+        """
+
+    @abstractmethod
+    def get_model_metadata(self) -> ModelMetadata:
+        """Names, dtypes and shapes of inputs and outputs, and the class labels."""
+
+
+class DataSource(ABC):
+    """Rows of a task, by split, as Arrow record batches."""
+
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """Columns with their types; a field is nullable only where a missing value is allowed."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make the rows available locally; does nothing the second time.
+
+        Raises:
+            DataError: The origin is missing, corrupt or lacks a column.
+        """
+
+    @abstractmethod
+    def window(self, as_of: date) -> str:
+        """Say which rows a run at ``as_of`` trains on and holds out, in words.
+
+        Raises:
+            DataError: There is no data for one of the two.
+        """
+
+    @abstractmethod
+    def batches(self, split: Split, as_of: date) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a split in a fixed order.
+
+        Raises:
+            DataError: A stored file is corrupt, or a row breaks the schema.
+        """
+
+    @abstractmethod
+    def excluded(self, as_of: date) -> Mapping[str, int]:
+        """Count the rows of the window that were left out, by reason."""
+
+
+class Predictor(ABC):
+    """Something that answers rows of encoded inputs, whatever engine it runs on."""
+
+    @property
+    @abstractmethod
+    def metadata(self) -> ModelMetadata:
+        """What the predictor takes and gives."""
+
+    @abstractmethod
+    def predict(self, inputs: Arrays) -> dict[str, npt.NDArray[np.generic]]:
+        """Map named inputs to named outputs, row by row.
+
+        Raises:
+            ContractError: An input is missing, unknown, or of another dtype or shape.
+        """
+
+
+def instantiate(factory: Callable[..., Instance], *args: object, **kwargs: object) -> Instance:
+    """Call a factory, and name what is missing when an abstract class is left incomplete.
+
+    Raises:
+        ContractError: The class misses abstract methods.
+    """
+    missing = sorted(getattr(factory, "__abstractmethods__", ()))
+    if inspect.isclass(factory) and missing:
+        raise ContractError(
+            f"{factory.__qualname__} must implement every abstract method of its base class; "
+            f"missing: {', '.join(missing)}. Define them, with the signatures in "
+            "components/contract.py."
+        )
+    return factory(*args, **kwargs)
+
+
+def check_inputs(inputs: Arrays, specs: tuple[TensorSpec, ...]) -> None:
+    """Compare named arrays with their specs; all differences are reported at once.
+
+    Raises:
+        ContractError: A name, dtype or shape differs, or the batch sizes disagree.
+    """
+    expected = [spec.name for spec in specs]
+    if sorted(inputs) != sorted(expected):
+        raise ContractError(f"inputs must be named {expected}; got {sorted(inputs)}.")
+    faults = [fault for spec in specs if (fault := _mismatch(inputs[spec.name], spec))]
+    batches = {array.shape[0] for array in inputs.values() if array.ndim}
+    if len(batches) > 1:
+        faults.append(f"inputs must share one batch size; got {sorted(batches)}")
+    if faults:
+        raise ContractError("; ".join(faults) + ".")
+
+
+def _mismatch(array: npt.NDArray[np.generic], spec: TensorSpec) -> str | None:
+    fits = array.ndim == len(spec.shape) and all(
+        want == "batch" or want == got for want, got in zip(spec.shape, array.shape, strict=True)
+    )
+    if fits and array.dtype.name == spec.dtype:
+        return None
+    wanted = f"({', '.join(map(str, spec.shape))}) {spec.dtype}"
+    return f"{spec.name!r} must be {wanted}; got {array.shape} {array.dtype}"

@@ -1,0 +1,209 @@
+"""Columns to tensors: vocabularies and statistics, fitted on training rows only.
+
+The fitted :class:`Encoding` is plain JSON. The vocabulary part travels in the ONNX file's metadata,
+so a consumer needs nothing of assay to encode a row; the statistics become buffers of the network.
+
+Legend: B = batch, C = categorical columns, F = numeric columns.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from components.contract import TensorSpec
+from components.errors import DataError
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Which columns a pipeline reads, and how.
+
+    Args:
+        categorical: Columns whose values are looked up in a vocabulary, as strings.
+        numeric: Columns taken as float32; a missing value becomes NaN.
+        tensors: Fixed-size-list columns, with the shape that a row is folded to.
+        label: The integer column to predict, from 0 to ``classes - 1``.
+        min_count: Categories seen less often in training share index 0 with unknown ones.
+    """
+
+    label: str
+    classes: int
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    min_count: int = 20
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is read, the label last."""
+        return (*self.categorical, *self.numeric, *self.tensors, self.label)
+
+
+class Frozen(BaseModel):
+    """A frozen JSON value; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Categorical(Frozen):
+    """A column whose value ``vocabulary[i]`` is encoded as ``i + 1``; 0 is unknown or missing."""
+
+    column: str
+    vocabulary: tuple[str, ...]
+
+
+class Numeric(Frozen):
+    """A float32 column with its mean and standard deviation over the training rows."""
+
+    column: str
+    mean: float
+    std: float
+
+
+class Folded(Frozen):
+    """A list column folded to ``shape``."""
+
+    column: str
+    shape: tuple[int, ...]
+
+
+class Encoding(Frozen):
+    """How a row becomes the named inputs of a graph.
+
+    ``categorical`` is int64 (B, C), ``numeric`` float32 (B, F), and every folded column is an input
+    of its own, float32 (B, *shape).
+    """
+
+    categorical: tuple[Categorical, ...] = ()
+    numeric: tuple[Numeric, ...] = ()
+    folded: tuple[Folded, ...] = ()
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that :meth:`encode` gives, in the order of the model's arguments."""
+        specs = []
+        if self.categorical:
+            shape: tuple[Literal["batch"] | int, ...] = ("batch", len(self.categorical))
+            specs.append(TensorSpec(name="categorical", dtype="int64", shape=shape))
+        if self.numeric:
+            specs.append(
+                TensorSpec(name="numeric", dtype="float32", shape=("batch", len(self.numeric)))
+            )
+        for item in self.folded:
+            specs.append(
+                TensorSpec(name=item.column, dtype="float32", shape=("batch", *item.shape))
+            )
+        return tuple(specs)
+
+    def encode(self, rows: pa.RecordBatch | pa.Table) -> dict[str, Array]:
+        """Encode rows; the columns may stand in any order and others are ignored.
+
+        Raises:
+            DataError: A column is missing.
+        """
+        inputs: dict[str, Array] = {}
+        if self.categorical:
+            codes = [_codes(_column(rows, c.column), c.vocabulary) for c in self.categorical]
+            inputs["categorical"] = np.stack(codes, axis=1)
+        if self.numeric:
+            numbers = [_floats(_column(rows, c.column)) for c in self.numeric]
+            inputs["numeric"] = np.stack(numbers, axis=1)
+        for item in self.folded:
+            values = _column(rows, item.column).flatten().to_numpy(zero_copy_only=False)
+            inputs[item.column] = values.astype(np.float32).reshape(-1, *item.shape)
+        return inputs
+
+
+def fit_encoding(features: Features, rows: pa.Table) -> Encoding:
+    """Learn vocabularies, means and standard deviations from the training rows.
+
+    Vocabularies are sorted, so equal rows give an equal encoding whatever their order.
+
+    Raises:
+        DataError: A column is missing, or a numeric column holds no finite value.
+    """
+    return Encoding(
+        categorical=tuple(
+            Categorical(column=c, vocabulary=_vocabulary(_column(rows, c), features.min_count))
+            for c in features.categorical
+        ),
+        numeric=tuple(_statistics(c, _column(rows, c)) for c in features.numeric),
+        folded=tuple(Folded(column=c, shape=shape) for c, shape in features.tensors.items()),
+    )
+
+
+def read_labels(rows: pa.Table, features: Features) -> npt.NDArray[np.int64]:
+    """Labels as int64 (B,), checked against the declared number of classes.
+
+    Raises:
+        DataError: A label is missing or outside its range.
+    """
+    column = _column(rows, features.label)
+    if column.null_count:
+        raise DataError(
+            f"label {features.label!r} must be present in every row; {column.null_count} of "
+            f"{len(column)} are missing. Drop these rows in the data source."
+        )
+    labels = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    outside = (labels < 0) | (labels >= features.classes)
+    if outside.any():
+        raise DataError(
+            f"label {features.label!r} must lie in 0..{features.classes - 1}; "
+            f"{int(outside.sum())} of {len(labels)} rows do not, the first with value "
+            f"{labels[outside][0]}. Mend the data source or the pipeline's number of classes."
+        )
+    return np.array(labels)  # Arrow owns the other copy and forbids writing
+
+
+def _column(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
+    if name not in rows.schema.names:
+        raise DataError(
+            f"column {name!r} must be present; got {', '.join(rows.schema.names)}. "
+            "Add it to the data source or take it from the pipeline's features."
+        )
+    column = rows.column(name)
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _strings(column: pa.Array) -> pa.Array:
+    return column if pa.types.is_string(column.type) else column.cast(pa.string())
+
+
+def _vocabulary(column: pa.Array, min_count: int) -> tuple[str, ...]:
+    counts: Counter[Any] = Counter()
+    for item in pc.value_counts(_strings(column)):
+        counts[item["values"].as_py()] += item["counts"].as_py()
+    return tuple(sorted(v for v, n in counts.items() if v is not None and n >= min_count))
+
+
+def _codes(column: pa.Array, vocabulary: Iterable[str]) -> npt.NDArray[np.int64]:
+    found = pc.index_in(_strings(column), value_set=pa.array(list(vocabulary), pa.string()))
+    codes: npt.NDArray[np.int64] = found.fill_null(-1).cast(pa.int64()).to_numpy()
+    return codes + 1
+
+
+def _floats(column: pa.Array) -> npt.NDArray[np.float32]:
+    numbers: npt.NDArray[np.float32] = (
+        column.cast(pa.float32()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    )
+    return numbers
+
+
+def _statistics(name: str, column: pa.Array) -> Numeric:
+    values = _floats(column).astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise DataError(
+            f"numeric column {name!r} must hold finite values; all {values.size} training rows are "
+            "missing. Mend the data source or take the column from the pipeline's features."
+        )
+    std = float(finite.std())
+    return Numeric(column=name, mean=float(finite.mean()), std=std if std > 0 else 1.0)

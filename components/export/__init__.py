@@ -1,0 +1,1 @@
+"""From a validated model to a portable graph that is equal to it."""

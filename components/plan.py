@@ -1,0 +1,134 @@
+"""From a request to a job: every name resolved, every input digested, nothing trained yet."""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from components.contract import DataSource, instantiate
+from components.data.rows import load_dataset
+from components.digest import digest_json, digest_sources
+from components.errors import ConfigError
+from components.pipeline import Pipeline
+from components.records import Job
+from components.settings import describe_validation
+from components.state import data_folder
+from components.train.config import TrainConfig
+
+_ENGINES = ("torch", "onnx", "onnxscript", "numpy")
+DEFAULT_AS_OF = date(2014, 1, 1)
+
+
+def resolve_config(pipeline: Pipeline, seed: int, assignments: Iterable[str]) -> TrainConfig:
+    """Apply ``key=value`` assignments and the seed to the pipeline's training defaults.
+
+    Raises:
+        ConfigError: A key is unknown or set twice, or a value is ill-typed or outside its range.
+    """
+    known = [name for name in type(pipeline.config).model_fields if name != "seed"]
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or key not in known:
+            raise ConfigError(
+                f"settings must be KEY=VALUE with KEY one of {', '.join(known)}; got "
+                f"{assignment!r}." + (" The seed is set with --seed." if key == "seed" else "")
+            )
+        if key in values:
+            raise ConfigError(f"each setting may be given once; {key!r} was given twice.")
+        values[key] = value
+    try:
+        return type(pipeline.config).model_validate(
+            {**pipeline.config.model_dump(), **values, "seed": seed}
+        )
+    except ValidationError as error:
+        raise ConfigError(
+            f"a setting of pipeline {pipeline.name!r} is not valid: {describe_validation(error)}"
+        ) from None
+
+
+def open_source(pipeline: Pipeline, root: Path) -> DataSource:
+    """The pipeline's data source, with its files below the state folder.
+
+    Raises:
+        ContractError: Its class misses abstract methods.
+    """
+    return instantiate(pipeline.source, data_folder(root) / pipeline.name)
+
+
+def plan_job(
+    pipeline: Pipeline,
+    root: Path,
+    *,
+    as_of: date = DEFAULT_AS_OF,
+    seed: int = 0,
+    assignments: Iterable[str] = (),
+    force_token: str = "",
+) -> Job:
+    """Prepare and digest the data, the code and the configuration of a run.
+
+    Raises:
+        ConfigError: A setting is unknown or ill-typed.
+        DataError: The window has no rows, or the data is corrupt.
+        ContractError: The data source or the model is incomplete.
+    """
+    config = resolve_config(pipeline, seed, assignments)
+    source = open_source(pipeline, root)
+    source.prepare()
+    window = source.window(as_of)
+    dataset = load_dataset(source, as_of, pipeline.features)
+    values = config.model_dump(mode="json")
+    return Job(
+        pipeline=pipeline.name,
+        as_of=as_of,
+        window=window,
+        seed=config.seed,
+        config=values,
+        data_fingerprint=dataset.fingerprint,
+        code_digest=code_digest(pipeline),
+        code_revision=code_revision(pipeline),
+        config_digest=digest_json(values),
+        rows={"train": dataset.train.num_rows, "holdout": dataset.holdout.num_rows},
+        excluded=dict(source.excluded(as_of)),
+        force_token=force_token,
+    )
+
+
+def code_digest(pipeline: Pipeline) -> str:
+    """Digest of assay's own code, of the pipeline's, and of the engines' versions."""
+    own = Path(__file__).resolve().parent
+    sources = digest_sources([own, own.parent / "tasks", _code_of(pipeline)])
+    return digest_json([sources, {name: version(name) for name in _ENGINES}])
+
+
+def _code_of(pipeline: Pipeline) -> Path:
+    """The top-level package that defines the model, or its one file."""
+    top = sys.modules[pipeline.model.__module__.partition(".")[0]]
+    file = getattr(top, "__file__", None)
+    assert file is not None, "a model's class comes from a file"
+    path = Path(file).resolve()
+    return path.parent if path.name == "__init__.py" else path
+
+
+def code_revision(pipeline: Pipeline) -> str:
+    """The git commit of the pipeline's code, with ``+changes`` if it is not clean, or ``unknown``."""
+    folder = _code_of(pipeline).parent
+    head = _git(folder, "rev-parse", "HEAD")
+    if not head:
+        return "unknown"
+    return head + ("+changes" if _git(folder, "status", "--porcelain") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # no git here: the code digest still identifies the code
+    return done.stdout.strip() if done.returncode == 0 else ""

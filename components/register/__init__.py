@@ -1,0 +1,1 @@
+"""What a registered version holds, and how it is found again."""

@@ -1,0 +1,1 @@
+"""The registered bytes, proved in a clean process."""

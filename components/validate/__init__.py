@@ -1,0 +1,1 @@
+"""Checks that a trained model must pass before it may be exported."""

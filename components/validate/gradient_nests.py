@@ -1,0 +1,120 @@
+"""Tensors inside nests: batches, module inputs and outputs, plain module attributes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+def map_tensors(nest: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Rebuild a nest of tensors, dicts, lists and (named) tuples with `change` on every tensor."""
+    if isinstance(nest, Tensor):
+        return change(nest)
+    if isinstance(nest, dict):
+        rebuilt = copy.copy(nest)
+        for key, value in nest.items():
+            rebuilt[key] = map_tensors(value, change)
+        return rebuilt
+    if isinstance(nest, tuple) and hasattr(nest, "_fields"):
+        return type(nest)(*(map_tensors(value, change) for value in nest))
+    if isinstance(nest, (list, tuple)):
+        return type(nest)(map_tensors(value, change) for value in nest)
+    return nest
+
+
+def tensors_in(nest: Any) -> Iterator[Tensor]:
+    """Every tensor of a nest in order; looks into dataclass instances too."""
+    if isinstance(nest, Tensor):
+        yield nest
+    elif isinstance(nest, dict):
+        for value in nest.values():
+            yield from tensors_in(value)
+    elif isinstance(nest, (list, tuple)):
+        for value in nest:
+            yield from tensors_in(value)
+    elif dataclasses.is_dataclass(nest) and not isinstance(nest, type):
+        for field in dataclasses.fields(nest):
+            yield from tensors_in(getattr(nest, field.name))
+
+
+def once_per_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Memoise `change` by identity: q, k and v that are one tensor stay one tensor."""
+    done: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def changed(tensor: Tensor) -> Tensor:
+        # The source is kept beside its result so that its id cannot be reused meanwhile.
+        return done.setdefault(id(tensor), (tensor, change(tensor)))[1]
+
+    return changed
+
+
+def is_differentiable(tensor: Tensor) -> bool:
+    """True for the dtypes that can carry a gradient: floating point and complex."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Same values in float64 or complex128; integers and booleans as they are."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """A real view, with a last axis of (real, imaginary) for complex tensors."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Stray:
+    """A tensor held by a module (path `owner`) without being registered there."""
+
+    owner: str
+    path: str
+    tensor: Tensor
+
+
+def stray_tensors(model: nn.Module) -> list[Stray]:
+    """Tensors in plain attributes, lists, dicts and unregistered modules of every submodule."""
+    known: set[int] = {id(t) for t in (*model.parameters(), *model.buffers())}
+    known.update(id(module) for module in model.modules())
+    strays = []
+    for owner, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if k not in _REGISTRIES}
+        for name, value in plain.items():
+            path = f"{owner}.{name}" if owner else name
+            strays += [Stray(owner, where, t) for where, t in _walk(value, path, known)]
+    return strays
+
+
+def _walk(value: Any, path: str, known: set[int]) -> Iterator[tuple[str, Tensor]]:
+    containers = (Tensor, nn.Module, dict, list, tuple, set)
+    if not isinstance(value, containers) or id(value) in known:
+        return
+    known.add(id(value))
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, nn.Module):
+        for name, child in _module_members(value):
+            yield from _walk(child, f"{path}.{name}", known)
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from _walk(child, f"{path}[{key!r}]", known)
+    else:
+        for index, child in enumerate(value):
+            yield from _walk(child, f"{path}[{index}]", known)
+
+
+def _module_members(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for registry in _REGISTRIES:
+        yield from vars(module)[registry].items()
+    for name, value in vars(module).items():
+        if name not in _REGISTRIES:
+            yield name, value

@@ -1,0 +1,233 @@
+"""A private float64 copy of a model on which losses and gradients can be taken freely."""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from components.validate.gradient_nests import (
+    is_differentiable,
+    map_tensors,
+    stray_tensors,
+    tensors_in,
+    widened,
+)
+from components.validate.gradient_slots import Reading, Slot, slots_of
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+
+
+class PrecisionWatch(TorchFunctionMode):
+    """Notices a float64 tensor on the gradient's path being cast to a lower precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lowered = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.lowered and any(_is_low(t) for t in tensors_in(result)):
+            self.lowered = any(_is_tracked_double(t) for t in tensors_in(args))
+        return result
+
+
+def _is_low(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
+
+
+def _is_tracked_double(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float64 and tensor.requires_grad
+
+
+class Twin:
+    """Copy of (model, batches); every evaluation is reseeded and leaves no trace in buffers.
+
+    `native` means that the model could not run in float64 and is checked in its own precision.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFn, batches: Sequence[Any], seed: int, *, native: bool
+    ) -> None:
+        self.native = native
+        self.lowered = native
+        self.forwards = 0
+        self.backwards = 0
+        self.rewritten: set[str] = set()
+        self._loss_fn = loss_fn
+        self._seed = seed
+        self.model = _deep_copy(model)
+        if not native:
+            _widen_in_place(self.model)
+        self.slots: list[Slot] = slots_of(model, self.model)
+        self._given = [slot.values().clone() for slot in self.slots]
+        self._batches = [_private_batch(batch, native=native) for batch in batches]
+        self._buffers = _registered_buffers(self.model)
+        self._odd_modes = [m for m in self.model.modules() if m.training != self.model.training]
+        self._cuda = sorted({t.device for t in self._all_tensors() if t.is_cuda}, key=str)
+
+    def set_mode(self, training: bool) -> None:
+        """Train or eval, except for modules that were given in another mode than the model."""
+        odd = [(module, module.training) for module in self._odd_modes]
+        self.model.train(training)
+        for module, flag in odd:
+            module.training = flag
+
+    def value(self, batch: int) -> float:
+        """The loss on batch number `batch`; one forward. Autograd stays on, as in training."""
+        with self.isolated():
+            return float(self._loss(batch).detach())
+
+    def backward(self, batch: int) -> float:
+        """One forward and backward that adds into the twin's `.grad`; returns the loss."""
+        with self.isolated():
+            loss = self._loss(batch)
+            self.backwards += 1
+            if loss.requires_grad:
+                torch.autograd.backward(loss)
+            return float(loss.detach())
+
+    def reading(self, batch: int) -> Reading:
+        """Loss and fresh gradients of every slot on batch number `batch`."""
+        for slot in self.slots:
+            for leaf in slot.leaves:
+                leaf.grad = None
+        watch = PrecisionWatch()
+        with watch:
+            loss = self.backward(batch)
+        self.lowered = self.lowered or watch.lowered
+        return Reading(loss, self.gradients(), magnitude=abs(loss))
+
+    def gradients(self) -> dict[str, Tensor | None]:
+        """What `.grad` holds now, per slot."""
+        return {s.name: s.dense([leaf.grad for leaf in s.leaves]) for s in self.slots}
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Seeded random state, math attention, float64 default; buffers restored on leaving."""
+        default, python_state = torch.get_default_dtype(), random.getstate()
+        weights = self._weights() if self.rewritten else []
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[d.index for d in self._cuda]))
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            for kind in {"cpu", *(d.type for d in self._cuda)}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            try:
+                self._reseed()
+                if not self.native:
+                    torch.set_default_dtype(torch.float64)
+                yield
+            finally:
+                torch.set_default_dtype(default)
+                random.setstate(python_state)
+                self._restore_buffers()
+                for values, kept in weights:
+                    values.copy_(kept)
+
+    def note_rewrites(self) -> None:
+        """Find slots that an evaluation wrote to, undo it, and from now on undo it every time."""
+        for slot, given in zip(self.slots, self._given, strict=True):
+            if not torch.equal(slot.values().nan_to_num(), given.nan_to_num()):
+                self.rewritten.add(slot.name)
+                slot.values().copy_(given)
+
+    def _weights(self) -> list[tuple[Tensor, Tensor]]:
+        return [(slot.values(), slot.values().clone()) for slot in self.slots]
+
+    def _loss(self, batch: int) -> Tensor:
+        self.forwards += 1
+        loss = self._loss_fn(self.model, map_tensors(self._batches[batch], _fresh))
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            raise ValueError(
+                "loss_fn must return one real floating-point number as a tensor; got "
+                f"{_described(loss)}. Reduce the loss with .mean() or .sum()."
+            )
+        return loss.reshape(())
+
+    def _reseed(self) -> None:
+        # torch.manual_seed would also reach devices whose state is not forked above.
+        torch.default_generator.manual_seed(self._seed)
+        for device in self._cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(self._seed)
+        random.seed(self._seed)
+
+    def _restore_buffers(self) -> None:
+        for module, name, tensor, kept in self._buffers:
+            tensor.data.copy_(kept)
+            # nn.Module.register_buffer semantics without its name checks: forward may rebind.
+            module._buffers[name] = tensor
+
+    def _all_tensors(self) -> Iterator[Tensor]:
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        yield from tensors_in(self._batches)
+
+
+def build_twin(model: nn.Module, loss_fn: LossFn, batches: Sequence[Any], seed: int) -> Twin:
+    """A float64 twin, or a native one when hard-coded float32 makes float64 impossible."""
+    twin = Twin(model, loss_fn, batches, seed, native=False)
+    try:
+        twin.value(0)
+    except RuntimeError as error:
+        if not re.search(r"dtype|scalar type|Double|Float", str(error)):
+            raise
+        native = Twin(model, loss_fn, batches, seed, native=True)
+        native.forwards = twin.forwards
+        return native
+    return twin
+
+
+def _deep_copy(model: nn.Module) -> nn.Module:
+    held = [*model.buffers(), *(stray.tensor for stray in stray_tensors(model))]
+    # deepcopy refuses results of a computation, such as an activation kept by the last forward.
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in held if not t.is_leaf}
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            "model must survive copy.deepcopy, because it is verified on a copy; "
+            f"{type(model).__name__} raised {type(error).__name__}: {error}. "
+            "Remove locks, handles and graph-bound tensors from its attributes."
+        ) from error
+
+
+def _widen_in_place(model: nn.Module) -> None:
+    strays = [stray.tensor for stray in stray_tensors(model)]
+    for tensor in (*model.parameters(), *model.buffers(), *strays):
+        tensor.grad = None
+        if is_differentiable(tensor):
+            tensor.data = widened(tensor.data)
+
+
+def _registered_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+    return [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+
+
+def _private_batch(batch: Any, *, native: bool) -> Any:
+    return map_tensors(batch, _fresh if native else lambda tensor: _fresh(tensor, widen=True))
+
+
+def _fresh(tensor: Tensor, *, widen: bool = False) -> Tensor:
+    copied = tensor.detach().clone()
+    return (widened(copied) if widen else copied).requires_grad_(tensor.requires_grad)
+
+
+def _described(loss: Any) -> str:
+    if isinstance(loss, Tensor):
+        return f"a {loss.dtype} tensor of shape {tuple(loss.shape)}"
+    return f"{type(loss).__name__}"

@@ -1,0 +1,117 @@
+"""The three gates of the validate stage on one trained model: contract, gradients, quality."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from components.contract import Model
+from components.data.encoding import Encoding, read_labels
+from components.errors import GateError
+from components.evaluate import score_rows
+from components.export.predictors import TorchPredictor
+from components.pipeline import Pipeline
+from components.train.run import to_tensors
+from components.validate.contract import verify_contract
+from components.validate.contract_report import ContractReport
+from components.validate.gates import GatesReport, check_gates
+from components.validate.gradient_report import GradientReport
+from components.validate.gradients import verify_gradients
+
+CONTRACT_ROWS = (8, 5, 3)
+GRADIENT_ROWS = 4
+BATCHES = 3
+
+Batch = tuple[tuple[Tensor, ...], Tensor]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the gates found; complete whether they passed or not."""
+
+    contract: ContractReport
+    gradients: GradientReport
+    gates: GatesReport
+    metrics: dict[str, float]
+
+    def require_passed(self) -> None:
+        """Raise once, with every failure of every gate.
+
+        Raises:
+            GateError: At least one gate said no.
+        """
+        failures = [f"contract: {failure}" for failure in self.contract.failures]
+        if not self.gradients.passed:
+            failures.append(f"gradients: {self.gradients.reason}")
+        failures += [f"quality: {failure}" for failure in self.gates.failures]
+        if failures:
+            culprit = self.contract.culprit or self.gradients.culprit
+            raise GateError("validate", failures, culprit=culprit, metrics=self.metrics)
+
+
+def collect_evidence(
+    pipeline: Pipeline,
+    model: Model,
+    encoding: Encoding,
+    train: pa.Table,
+    holdout: pa.Table,
+    *,
+    seed: int,
+) -> Evidence:
+    """Run every gate on a trained model; a gate that says no does not stop the others.
+
+    Args:
+        pipeline: Gives loss, metrics and quality gates.
+        model: In eval mode, on CPU.
+        encoding: How rows become the model's inputs.
+        train: Rows for the contract and gradient checks.
+        holdout: Rows for the quality gates.
+        seed: Of the random directions of the gradient check.
+    """
+    contract = verify_contract(model, contract_batches(encoding, train))
+    gradients = verify_gradients(
+        model, _loss_of(pipeline), gradient_batches(pipeline, encoding, train), seed=seed
+    )
+    metrics: dict[str, float] = {}
+    if contract.passed:
+        metrics = score_rows(pipeline, TorchPredictor(model), encoding, holdout)
+    gates = check_gates(pipeline.gates, metrics)
+    return Evidence(contract, gradients, gates, metrics)
+
+
+def contract_batches(encoding: Encoding, rows: pa.Table) -> list[tuple[Tensor, ...]]:
+    """Small batches of real rows, spread over the table."""
+    starts = _starts(rows.num_rows, max(CONTRACT_ROWS))
+    return [
+        to_tensors(encoding.encode(rows.slice(start, count)))
+        for start, count in zip(starts, CONTRACT_ROWS, strict=True)
+    ]
+
+
+def gradient_batches(pipeline: Pipeline, encoding: Encoding, rows: pa.Table) -> list[Batch]:
+    """Small batches of inputs and labels, spread over the table."""
+    pieces = [
+        rows.slice(start, GRADIENT_ROWS) for start in _starts(rows.num_rows, GRADIENT_ROWS)
+    ]
+    return [
+        (
+            to_tensors(encoding.encode(piece)),
+            torch.from_numpy(read_labels(piece, pipeline.features)),
+        )
+        for piece in pieces
+    ]
+
+
+def _starts(rows: int, wanted: int) -> list[int]:
+    last = max(0, rows - wanted)
+    return [round(last * part / (BATCHES - 1)) for part in range(BATCHES)]
+
+
+def _loss_of(pipeline: Pipeline) -> Callable[[nn.Module, Batch], Tensor]:
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        inputs, labels = batch
+        return pipeline.loss(model(*inputs), labels)
+
+    return loss

@@ -1,0 +1,1 @@
+"""WHAT runs, and in which order."""

@@ -1,0 +1,160 @@
+"""The command ``assay``. Nothing heavy is imported before a command needs it."""
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import date, datetime
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from components.errors import AssayError, ConfigError
+
+EXIT_CODES = """exit status:
+  0  the run completed: the candidate was promoted, or the champion kept
+  3  a gate rejected the candidate
+  2  usage or configuration
+  1  infrastructure"""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its status."""
+    arguments = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = dispatch(arguments)
+        sys.stdout.flush()
+    except AssayError as error:
+        _say(f"assay: {error}")
+        status = error.exit_code
+    except KeyboardInterrupt:
+        _say("assay: interrupted; finished stages are kept, run the same command to go on.")
+        status = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except Exception as error:
+        _say(_unexpected(error))
+        status = 1
+    sys.exit(status)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The grammar of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="assay",
+        description="Retrain a PyTorch model, prove it, and let it become champion only then.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="retrain a pipeline's model and decide who is champion",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("pipeline", metavar="PIPELINE", help="a name that 'assay pipelines' lists")
+    run.add_argument(
+        "--as-of",
+        type=_date,
+        metavar="DATE",
+        help="train on the months before the last complete month before this date (2014-01-01)",
+    )
+    run.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of weights and order (0)"
+    )
+    run.add_argument("--force", action="store_true", help="train anew though nothing changed")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="assignments",
+        metavar="KEY=VALUE",
+        help="a training setting, for example epochs=3; may be repeated",
+    )
+    run.add_argument("--json", action="store_true", help="end stdout with one JSON object")
+    commands.add_parser("pipelines", help="list the registered pipelines")
+    commands.add_parser("doctor", help="check versions, devices, settings and servers")
+    return parser
+
+
+def dispatch(arguments: argparse.Namespace) -> int:
+    """Carry out a parsed command and return its exit status."""
+    match arguments.command:
+        case "run":
+            from flows.commands import Request, run
+
+            return run(
+                Request(
+                    pipeline=arguments.pipeline,
+                    as_of=arguments.as_of,
+                    seed=arguments.seed,
+                    assignments=tuple(arguments.assignments),
+                    force=arguments.force,
+                    as_json=arguments.json,
+                )
+            )
+        case "pipelines":
+            return list_pipelines()
+        case "doctor":
+            from flows.doctor import doctor
+
+            return doctor()
+    raise ConfigError(f"unknown command {arguments.command!r}; see 'assay --help'.")
+
+
+def list_pipelines() -> int:
+    """Print names and where they come from, without importing any pipeline."""
+    from components.pipeline_entries import pipeline_entries
+
+    entries = pipeline_entries()
+    width = max(map(len, entries), default=0)
+    for name, entry in entries.items():
+        print(f"{name:<{width}}  {entry.value}")
+    return 0
+
+
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a date such as 2014-01-01; got {text!r}"
+        ) from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Let finally blocks run: the embedded server stops and the MLflow run is closed."""
+    raise KeyboardInterrupt
+
+
+def _unexpected(error: Exception) -> str:
+    """One paragraph on the terminal; the traceback goes to a file."""
+    text = "".join(traceback.format_exception(error))
+    place = "it could not be kept"
+    try:
+        from components.settings import load_settings
+
+        folder: Path = load_settings().root / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"error-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+        path.write_text(text)
+        place = f"it is in {path}"
+    except (OSError, AssayError):
+        _say(text)
+    return (
+        f"assay: an error that nothing foresaw, {type(error).__name__}: {error}. "
+        f"The traceback tells where; {place}. Run 'assay doctor' to check the installation."
+    )
+
+
+if __name__ == "__main__":
+    main()

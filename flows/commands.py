@@ -1,0 +1,83 @@
+"""``assay run``: the embedded services around the flow, and its result on the terminal."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+
+from components.adapters.mlflow_tracking import check_mlflow, configure_mlflow
+from components.adapters.prefect_server import EmbeddedServer, prefect_environment
+from components.errors import ConfigError, GateError
+from components.pipeline_entries import pipeline_entries
+from components.settings import Settings, load_settings
+from components.state import make_root
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line asked for."""
+
+    pipeline: str
+    as_of: date | None
+    seed: int
+    assignments: tuple[str, ...]
+    force: bool
+    as_json: bool
+
+
+def run(request: Request) -> int:
+    """Run the flow ``retrain`` and print its summary.
+
+    Returns:
+        0 when the run completed, 3 when a gate rejected the candidate.
+
+    Raises:
+        UsageError: The request cannot be carried out.
+        InfrastructureError: The state folder, MLflow or Prefect cannot be used.
+    """
+    started = time.perf_counter()
+    pipeline_entries()
+    settings = load_settings()
+    make_root(settings.root)
+    check_mlflow(settings)
+    with contextlib.redirect_stdout(sys.stderr), prefect_api(settings) as server:
+        from flows.embedded import execute
+
+        summary, pipeline = execute(request, settings, server, started)
+    if request.as_json:
+        print(summary.model_dump_json())
+    else:
+        from flows.summary import describe
+
+        print(describe(summary, pipeline, _places(settings)))
+    return GateError.exit_code if summary.decision == "rejected" else 0
+
+
+@contextlib.contextmanager
+def prefect_api(settings: Settings) -> Iterator[EmbeddedServer | None]:
+    """Point Prefect at the server that is named, or launch one without waiting for it."""
+    named = os.environ.get("PREFECT_API_URL") or settings.prefect_api_url
+    os.environ.update(prefect_environment(settings.root))
+    if named:
+        os.environ["PREFECT_API_URL"] = named
+        yield None
+        return
+    server = EmbeddedServer(settings.root, settings.prefect_port, settings.prefect_timeout_s)
+    server.start()
+    os.environ["PREFECT_API_URL"] = server.url
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _places(settings: Settings) -> dict[str, str]:
+    return {
+        "mlflow": f"mlflow ui --backend-store-uri {configure_mlflow(settings)}"
+        if not settings.mlflow_tracking_uri
+        else settings.mlflow_tracking_uri,
+        "state": str(settings.root),
+    }

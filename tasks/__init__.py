@@ -1,0 +1,1 @@
+"""HOW Prefect runs one step."""

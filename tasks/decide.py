@@ -1,0 +1,123 @@
+"""Decide: candidate against champion on the same rows, both through ONNX Runtime."""
+
+from pathlib import Path
+
+import pyarrow as pa
+from prefect import task
+
+from components.adapters.mlflow_registry import CHALLENGER, CHAMPION, Registry, Version
+from components.adapters.prefect_runtime import publish_markdown
+from components.data.rows import load_rows
+from components.decide.promotion import Contender, Judgement, judge
+from components.decide.report import decision_markdown
+from components.digest import digest_file
+from components.errors import GateError, InfrastructureError
+from components.evaluate import score_rows
+from components.export.predictors import OnnxPredictor
+from components.pipeline import Pipeline, load_pipeline
+from components.plan import open_source
+from components.records import Decision, SmokeTestedModel
+from components.state import exclusive
+from tasks.runtime import Workspace, stage
+
+
+@task(name="decide", result_serializer="json", persist_result=False)
+def decide(tested: SmokeTestedModel) -> Decision:
+    """Score candidate and champion, move the alias, and write the reason where it is looked for.
+
+    Raises:
+        GateError: The candidate, scored through ONNX Runtime, breaks a quality gate.
+        InfrastructureError: A registered file is gone or changed.
+    """
+    registered = tested.registered
+    trained = registered.exported.validated.trained
+    job = trained.job
+    pipeline = load_pipeline(job.pipeline)
+    with stage("decide", tested) as space:
+        source = open_source(pipeline, space.settings.root)
+        source.prepare()
+        rows = load_rows(source, "holdout", job.as_of, pipeline.features)
+        registry = Registry(space.tracking, registered.model)
+        onnx_file = registry.download(registered.version, space.folder / "candidate")
+        sha256 = registered.exported.onnx.sha256
+        candidate = _contender(pipeline, onnx_file, sha256, rows, registered.version)
+        with exclusive(space.settings.root, f"promote-{registry.model}"):
+            holder = registry.by_alias(CHAMPION)
+            champion = _champion(pipeline, registry, holder, candidate, rows, space.folder)
+            judgement = judge(pipeline, candidate, champion, rows.num_rows)
+            if champion is not candidate:  # a champion keeps the reason it was promoted for
+                _apply(registry, candidate.version, judgement)
+        _publish(space, pipeline, candidate, champion, judgement)
+        if judgement.verdict == "rejected":
+            raise GateError("decide", [judgement.reason])
+        space.tracking.finish(trained.run_id, "FINISHED")
+        return space.keep(
+            Decision(
+                tested=tested,
+                decision=judgement.verdict,
+                champion=candidate.version
+                if judgement.verdict == "promoted" or holder is None
+                else holder.number,
+                reason=judgement.reason,
+                metric=pipeline.metric,
+                candidate_score=candidate.metrics[pipeline.metric],
+                champion_score=champion.metrics[pipeline.metric] if champion else None,
+                holdout_rows=rows.num_rows,
+                stage=space.ended(),
+            )
+        )
+
+
+def _contender(
+    pipeline: Pipeline, onnx_file: Path, sha256: str, rows: pa.Table, version: int
+) -> Contender:
+    found = digest_file(onnx_file)
+    if found != sha256:
+        raise InfrastructureError(
+            f"registered files must keep their bytes; {pipeline.name} version {version} was "
+            f"registered with sha256 {sha256[:12]} and now has {found[:12]}. Find out who changed "
+            "it, and let the alias name a version that is intact."
+        )
+    predictor = OnnxPredictor(onnx_file.read_bytes())
+    return Contender(version, score_rows(pipeline, predictor, predictor.encoding, rows))
+
+
+def _champion(
+    pipeline: Pipeline,
+    registry: Registry,
+    holder: Version | None,
+    candidate: Contender,
+    rows: pa.Table,
+    folder: Path,
+) -> Contender | None:
+    if holder is None:
+        return None
+    if holder.number == candidate.version:
+        return candidate
+    onnx_file = registry.download(holder.number, folder / "champion")
+    sha256 = holder.tags.get("onnx_sha256", "")
+    return _contender(pipeline, onnx_file, sha256, rows, holder.number)
+
+
+def _apply(registry: Registry, version: int, judgement: Judgement) -> None:
+    """Say why before moving an alias, so that no alias stands unexplained."""
+    registry.tag(version, {"decision": judgement.verdict, "reason": judgement.reason})
+    if judgement.verdict == "promoted":
+        registry.set_alias(CHAMPION, version)
+    registry.drop_alias(CHALLENGER, version)
+
+
+def _publish(
+    space: Workspace,
+    pipeline: Pipeline,
+    candidate: Contender,
+    champion: Contender | None,
+    judgement: Judgement,
+) -> None:
+    markdown = decision_markdown(pipeline, candidate, champion, judgement)
+    space.put("decision.md", markdown)
+    publish_markdown(f"{pipeline.name}-decision", markdown, "Who is champion, and why")
+    space.log.info("%s: %s", judgement.verdict, judgement.reason)
+    if champion is not candidate:
+        tags = {"decision": judgement.verdict, "reason": judgement.reason}
+        space.tracking.tag(space.run_id, tags)

@@ -1,0 +1,49 @@
+"""Export: a validated model to ONNX."""
+
+from prefect import task
+
+from components.data.rows import load_rows
+from components.export.run import OPSET, run_export
+from components.pipeline import load_pipeline
+from components.plan import open_source
+from components.records import ExportedModel, ValidatedModel
+from components.train.run import load_model
+from tasks.runtime import keyed, stage
+
+
+@task(
+    name="export",
+    cache_key_fn=keyed("export"),
+    persist_result=True,
+    result_serializer="json",
+)
+def export(validated: ValidatedModel) -> ExportedModel:
+    """Export to ONNX and prove that the graph gives the model's answers.
+
+    Raises:
+        GateError: The graph is not what was asked for, or differs from the model.
+    """
+    trained = validated.trained
+    job = trained.job
+    pipeline = load_pipeline(job.pipeline)
+    config = type(pipeline.config).model_validate(job.config)
+    with stage("export", validated) as space:
+        encoding_file, weights = space.fetch(trained.encoding), space.fetch(trained.weights)
+        model, encoding = load_model(pipeline, config, encoding_file, weights)
+        source = open_source(pipeline, space.settings.root)
+        source.prepare()
+        rows = load_rows(source, "holdout", job.as_of, pipeline.features)
+        files, report = run_export(model, encoding, rows, job, space.folder)
+        space.log.info(
+            "Exported at opset %d, equal to PyTorch in %d comparisons", OPSET, len(report.cases)
+        )
+        return space.keep(
+            ExportedModel(
+                validated=validated,
+                onnx=space.upload(files.onnx),
+                golden=space.upload(files.golden),
+                parity_report=space.upload(files.parity),
+                opset=OPSET,
+                stage=space.ended(),
+            )
+        )

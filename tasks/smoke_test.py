@@ -1,0 +1,49 @@
+"""Smoke test: the registered version, downloaded as a consumer would, in a clean process."""
+
+from prefect import task
+
+from components.adapters.mlflow_registry import CHALLENGER, Registry
+from components.errors import GateError
+from components.records import Latency, RegisteredModel, SmokeTestedModel
+from components.smoke_test.runner import run_smoke_test
+from tasks.runtime import stage
+
+
+@task(name="smoke_test", result_serializer="json", persist_result=False)
+def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
+    """Prove the registered bytes again in every run: what was true last week may not be today.
+
+    Raises:
+        GateError: The bytes changed, the answers differ, or the child process died; the version
+            is tagged with the reason and loses its alias.
+    """
+    exported = registered.exported
+    with stage("smoke_test", registered) as space:
+        registry = Registry(space.tracking, registered.model)
+        model = registry.download(registered.version, space.folder)
+        golden = space.fetch(exported.golden)
+        try:
+            report = run_smoke_test(model, sha256=exported.onnx.sha256, golden=golden)
+        except GateError as error:
+            registry.tag(registered.version, {"decision": "rejected", "reason": str(error)[:5000]})
+            registry.drop_alias(CHALLENGER, registered.version)
+            raise
+        space.put("smoke_report.json", report.model_dump_json(indent=1))
+        space.log.info(
+            "Smoke test passed: %d golden rows within %.1e, p50 %.3f ms, p99 %.3f ms at batch 1",
+            report.golden_rows,
+            report.max_difference,
+            report.p50_ms,
+            report.p99_ms,
+        )
+        return space.keep(
+            SmokeTestedModel(
+                registered=registered,
+                golden_rows=report.golden_rows,
+                max_difference=report.max_difference,
+                batch_sizes=report.batch_sizes,
+                latency=Latency(p50_ms=report.p50_ms, p99_ms=report.p99_ms),
+                providers=report.providers,
+                stage=space.ended(),
+            )
+        )

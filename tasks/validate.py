@@ -1,0 +1,58 @@
+"""Validate: contract, gradients and quality of a trained model."""
+
+from prefect import task
+
+from components.data.rows import load_dataset
+from components.pipeline import load_pipeline
+from components.plan import open_source
+from components.records import TrainedModel, ValidatedModel
+from components.train.run import load_model
+from components.validate.run import collect_evidence
+from tasks.runtime import keyed, log_metrics_of, stage
+
+
+@task(
+    name="validate",
+    cache_key_fn=keyed("validate"),
+    persist_result=True,
+    result_serializer="json",
+)
+def validate(trained: TrainedModel) -> ValidatedModel:
+    """Prove contract, gradients and quality; the reports are kept whether they pass or not.
+
+    Raises:
+        GateError: A gate rejects the model; the message holds every failure.
+    """
+    job = trained.job
+    pipeline = load_pipeline(job.pipeline)
+    config = type(pipeline.config).model_validate(job.config)
+    with stage("validate", trained) as space:
+        encoding_file, weights = space.fetch(trained.encoding), space.fetch(trained.weights)
+        model, encoding = load_model(pipeline, config, encoding_file, weights)
+        source = open_source(pipeline, space.settings.root)
+        data = load_dataset(source, job.as_of, pipeline.features)
+        evidence = collect_evidence(
+            pipeline, model, encoding, data.train, data.holdout, seed=job.seed
+        )
+        reports = {
+            "contract_report": evidence.contract,
+            "gradient_report": evidence.gradients,
+            "gates_report": evidence.gates,
+        }
+        kept = {
+            name: space.put(f"{name}.json", report.model_dump_json(indent=1))
+            for name, report in reports.items()
+        }
+        space.tracking.log_metrics(trained.run_id, evidence.metrics)
+        evidence.require_passed()
+        space.log.info(
+            "Validated: %d contract checks, %d parameter tensors, %s",
+            len(evidence.contract.checks),
+            len(evidence.gradients.tensors),
+            log_metrics_of(evidence.metrics),
+        )
+        return space.keep(
+            ValidatedModel(
+                trained=trained, metrics=evidence.metrics, **kept, stage=space.ended()
+            )
+        )
