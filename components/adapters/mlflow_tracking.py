@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import socket
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from components.digest import digest_file
-from components.errors import InfrastructureError
+from components.errors import ConfigError, InfrastructureError
 from components.records import Artifact
 from components.settings import Settings
 from components.state import exclusive, mlflow_folder, storage_errors
@@ -211,6 +212,24 @@ class Tracking:
                 "retrain with --force."
             )
         return path
+
+    def read_record(self, run_id: str, stage: str) -> str:
+        """The JSON that a stage left in a run.
+
+        Raises:
+            ConfigError: There is none: no such run, or the stage has not passed there.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = self.client.download_artifacts(run_id, f"records/{stage}.json", folder)
+            except (MlflowException, OSError) as error:
+                raise ConfigError(
+                    f"run_id must be an MLflow run in which {stage} has passed; {run_id!r} is not. "
+                    "Take the run id from the summary of a run, or from the MLflow UI."
+                ) from error
+            return Path(path).read_text(encoding="utf-8")
 
     def reconcile(self, experiment: str) -> list[str]:
         """Mark runs of this machine whose process has died as ``KILLED``, and return their ids."""

@@ -22,6 +22,9 @@ from components.errors import DataError
 
 Array = npt.NDArray[np.generic]
 
+QUANTILES = 9
+"""Quantiles per numeric column, from the minimum to the maximum."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
@@ -62,11 +65,16 @@ class Categorical(Frozen):
 
 
 class Numeric(Frozen):
-    """A float32 column with its mean and standard deviation over the training rows."""
+    """A float32 column with its mean, standard deviation and quantiles over the training rows.
+
+    ``quantiles`` are strictly increasing; a column with few distinct values has fewer of them, and
+    a constant one has two.
+    """
 
     column: str
     mean: float
     std: float
+    quantiles: tuple[float, ...]
 
 
 class Folded(Frozen):
@@ -206,4 +214,19 @@ def _statistics(name: str, column: pa.Array) -> Numeric:
             "missing. Mend the data source or take the column from the pipeline's features."
         )
     std = float(finite.std())
-    return Numeric(column=name, mean=float(finite.mean()), std=std if std > 0 else 1.0)
+    return Numeric(
+        column=name,
+        mean=float(finite.mean()),
+        std=std if std > 0 else 1.0,
+        quantiles=_quantiles(finite),
+    )
+
+
+def _quantiles(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    shares = np.linspace(0, 1, QUANTILES)
+    edges = np.unique(np.quantile(values, shares))
+    if len(edges) < QUANTILES:  # ties: spread the edges over the distinct values instead
+        edges = np.unique(np.r_[edges, np.quantile(np.unique(values), shares)])
+    if len(edges) == 1:
+        edges = np.r_[edges, edges + 1.0]
+    return tuple(float(edge) for edge in edges)

@@ -5,13 +5,12 @@ Statistics, NOAA and the FAA as CSV. They are joined once and stored as Parquet 
 is known before departure is kept, beside the label.
 """
 
-import calendar
 import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
@@ -38,25 +37,26 @@ WEATHER = (
     "pressure",
     "visib",
 )
+PLANE = ("year", "type", "manufacturer", "engine", "engines", "seats")
 
 SCHEMA = pa.schema(
     [
         pa.field("date", pa.date32(), nullable=False),
-        pa.field("month", pa.int32(), nullable=False),
         pa.field("weekday", pa.string(), nullable=False),
-        pa.field("sched_dep_hour", pa.string(), nullable=False),
         pa.field("sched_dep_minute", pa.int32(), nullable=False),
         pa.field("sched_arr_minute", pa.int32(), nullable=False),
         pa.field("carrier", pa.string(), nullable=False),
-        pa.field("flight", pa.int32(), nullable=False),
         pa.field("origin", pa.string(), nullable=False),
         pa.field("dest", pa.string(), nullable=False),
         pa.field("distance", pa.float32(), nullable=False),
-        pa.field("plane_age", pa.float32()),
-        pa.field("seats", pa.float32()),
-        pa.field("plane_model", pa.string()),
         pa.field("dest_lat", pa.float32()),
         pa.field("dest_lon", pa.float32()),
+        pa.field("plane_age", pa.float32()),
+        pa.field("plane_type", pa.string()),
+        pa.field("manufacturer", pa.string()),
+        pa.field("engine", pa.string()),
+        pa.field("engines", pa.float32()),
+        pa.field("seats", pa.float32()),
         *(pa.field(name, pa.float32()) for name in WEATHER),
         pa.field("late", pa.int8(), nullable=False),
     ]
@@ -73,11 +73,6 @@ class Month:
     def __str__(self) -> str:
         """Year and month, for example ``2013-07``."""
         return f"{self.year}-{self.number:02d}"
-
-    @property
-    def first(self) -> date:
-        """The month's first day."""
-        return date(self.year, self.number, 1)
 
     def previous(self) -> "Month":
         """The month before."""
@@ -148,12 +143,11 @@ class FlightsSource(DataSource):
         known = sorted(self._manifest())
         train = [name for name in known if name < str(held)]
         if str(held) not in known or not train:
-            last = max(known)
-            after = date(int(last[:4]), int(last[5:]), calendar.monthrange(2013, int(last[5:]))[1])
             raise DataError(
-                f"as_of must leave a complete month to hold out and at least one month before it; "
-                f"got {as_of}, which holds out {held}, while data runs from {known[0]} to {last}. "
-                f"Choose a date from {_second_next(known[0])} to the month after {after:%Y-%m}."
+                "as_of must leave a complete month to hold out and at least one month before it; "
+                f"got {as_of}, which holds out {held}, while data runs from {known[0]} to "
+                f"{known[-1]}. Choose a date between {_months_later(known[0], 2)} and "
+                f"{_months_later(known[-1], 2) - timedelta(days=1)}."
             )
         return train, str(held)
 
@@ -183,9 +177,10 @@ class FlightsSource(DataSource):
         )
 
 
-def _second_next(name: str) -> date:
-    year, month = int(name[:4]), int(name[5:]) + 2
-    return date(year + (month - 1) // 12, (month - 1) % 12 + 1, 1)
+def _months_later(name: str, months: int) -> date:
+    """The first day of the month that comes so many months after one written ``YYYY-MM``."""
+    years, number = divmod(int(name[5:]) - 1 + months, 12)
+    return date(int(name[:4]) + years, number + 1, 1)
 
 
 def package_folder() -> Path:
@@ -243,7 +238,6 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "sched_arr_time",
         "arr_delay",
         "carrier",
-        "flight",
         "tailnum",
         "origin",
         "dest",
@@ -251,7 +245,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "time_hour",
     ),
     "weather": ("origin", "time_hour", *WEATHER),
-    "planes": ("tailnum", "year", "model", "seats"),
+    "planes": ("tailnum", *PLANE),
     "airports": ("faa", "lat", "lon"),
 }
 
@@ -263,35 +257,29 @@ def join_tables(tables: Mapping[str, pa.Table]) -> tuple[pa.Table, pa.Array]:
         Rows in :data:`SCHEMA`, and the status of each: ``flown``, ``cancelled`` or ``diverted``.
     """
     flights = tables["flights"].combine_chunks()
-    time_hour = flights["time_hour"].cast(pa.string())
-    weather = _look_up(
-        tables["weather"], _key(tables["weather"]), _key(flights), WEATHER
-    )
-    planes = _look_up(
-        tables["planes"], tables["planes"]["tailnum"], flights["tailnum"], ("year", "model", "seats")
-    )
-    airports = _look_up(
+    weather = _look_up(tables["weather"], _hour(tables["weather"]), _hour(flights), WEATHER)
+    planes = _look_up(tables["planes"], tables["planes"]["tailnum"], flights["tailnum"], PLANE)
+    places = _look_up(
         tables["airports"], tables["airports"]["faa"], flights["dest"], ("lat", "lon")
     )
-    del time_hour
     dates = _dates(flights)
     columns = {
         "date": dates,
-        "month": flights["month"],
         "weekday": pc.strftime(dates, format="%a"),
-        "sched_dep_hour": pc.divide(flights["sched_dep_time"], 100).cast(pa.string()),
         "sched_dep_minute": _minutes(flights["sched_dep_time"]),
         "sched_arr_minute": _minutes(flights["sched_arr_time"]),
         "carrier": flights["carrier"],
-        "flight": flights["flight"],
         "origin": flights["origin"],
         "dest": flights["dest"],
         "distance": flights["distance"],
+        "dest_lat": places["lat"],
+        "dest_lon": places["lon"],
         "plane_age": pc.subtract(flights["year"], planes["year"]),
+        "plane_type": planes["type"],
+        "manufacturer": planes["manufacturer"],
+        "engine": planes["engine"],
+        "engines": planes["engines"],
         "seats": planes["seats"],
-        "plane_model": planes["model"],
-        "dest_lat": airports["lat"],
-        "dest_lon": airports["lon"],
         **weather,
         "late": pc.fill_null(pc.greater(flights["arr_delay"], LATE_MINUTES), False),
     }
@@ -304,7 +292,7 @@ def join_tables(tables: Mapping[str, pa.Table]) -> tuple[pa.Table, pa.Array]:
     return rows.combine_chunks(), status.combine_chunks()
 
 
-def _key(table: pa.Table) -> pa.ChunkedArray:
+def _hour(table: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(table["origin"], table["time_hour"].cast(pa.string()), " ")
 
 

@@ -6,15 +6,15 @@ Source of the session options: https://onnxruntime.ai/docs/performance/tune-perf
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort  # type: ignore[import-untyped]
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,9 @@ from components.contract import Arrays, Model, ModelMetadata, Predictor, TensorS
 from components.data.encoding import Encoding
 from components.errors import ContractError, InfrastructureError
 from components.export.onnx_file import ENCODING_KEY, METADATA_KEY, graph_failures, properties
+
+if TYPE_CHECKING:
+    import onnxruntime as ort  # type: ignore[import-untyped]
 
 Array = npt.NDArray[np.generic]
 Value = TypeVar("Value", bound=BaseModel)
@@ -130,13 +133,14 @@ def open_session(
     threads: int = 1,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     optimise: bool = True,
-) -> ort.InferenceSession:
+) -> "ort.InferenceSession":
     """Load an ONNX file into ONNX Runtime: nothing printed, no spinning threads, full float32.
 
     Raises:
         ContractError: The file cannot be loaded.
         InfrastructureError: A provider cannot be used on this machine.
     """
+    ort = _import_onnxruntime()
     _require_providers(providers, ort.get_available_providers())
     levels = ort.GraphOptimizationLevel
     options = ort.SessionOptions()
@@ -163,7 +167,7 @@ def open_session(
     return session
 
 
-def run_session(session: ort.InferenceSession, inputs: Arrays) -> list[Array]:
+def run_session(session: "ort.InferenceSession", inputs: Arrays) -> list[Array]:
     """Run a graph once, its outputs in the order of the file.
 
     Raises:
@@ -174,6 +178,19 @@ def run_session(session: ort.InferenceSession, inputs: Arrays) -> list[Array]:
     except Exception as error:  # onnxruntime's errors have no base of their own
         raise ContractError(_refusal("the graph", error)) from error
     return outputs
+
+
+def _import_onnxruntime() -> Any:
+    """Import ONNX Runtime, telling nobody.
+
+    From 1.29 on its Linux build writes a device id into the home folder when it is imported, and
+    reports models to its maker. This variable, read at that moment, is the only full opt-out
+    (https://github.com/microsoft/onnxruntime/pull/27379). An explicit setting is left alone.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 @contextmanager

@@ -78,7 +78,8 @@ def _large(array: Array, rng: np.random.Generator) -> Array:
         return _observed(array, rng)
     bound = LARGE * np.maximum(1.0, np.maximum(*np.abs(_range(array))))
     bound = np.minimum(bound, np.finfo(np.float32).max)
-    return (bound * rng.uniform(-1, 1, size=(_ROWS, *array.shape[1:]))).astype(np.float32)
+    made: Array = bound * rng.uniform(-1, 1, size=(_ROWS, *array.shape[1:]))
+    return made.astype(np.float32)
 
 
 def _missing(real: Array, inputs: Array, rng: np.random.Generator) -> Array:

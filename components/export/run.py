@@ -54,9 +54,7 @@ def run_export(
     metadata = file_metadata(model, encoding, job)
     onnx_model = export_onnx(model, example, opset=OPSET, metadata=metadata)
     report = check_parity(model, onnx_model, inputs, seed=job.seed)
-    files = ExportFiles(
-        folder / "model.onnx", folder / "golden.npz", folder / "parity_report.json"
-    )
+    files = ExportFiles(folder / "model.onnx", folder / "golden.npz", folder / "parity_report.json")
     write_atomic(files.parity, report.model_dump_json(indent=1).encode())
     require_parity(report)
     write_atomic(files.onnx, onnx_model)

@@ -104,7 +104,7 @@ def trace(model: nn.Module, call: Callable[[], object]) -> list[Step]:
 
     with ExitStack() as stack, suppress(NoAnswerError):
         for path, module in hookable(model):
-            before, after = functools.partial(enter, path), functools.partial(leave, path)
+            before, after = (functools.partial(enter, path), functools.partial(leave, path))
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after).remove)
         call()

@@ -7,7 +7,7 @@ row by row, which serving needs; and weights that travel as safetensors.
 Legend: B = rows of a batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -25,18 +25,18 @@ from components.validate.contract_report import (
     Subject,
     blamed,
     clones,
+    logits_of,
     named,
     report_findings,
     run_forward,
     run_predict,
     serve,
     through_bytes,
-    train_on,
     usable,
 )
 from components.validate.gradient_nests import stray_tensors
 
-Findings = list[Finding]
+Findings = Iterable[Finding]
 
 
 def verify_contract(model: Model, batches: Sequence[Sequence[Tensor]]) -> ContractReport:
@@ -59,20 +59,25 @@ def verify_contract(model: Model, batches: Sequence[Sequence[Tensor]]) -> Contra
     before = audit.footprint(model)
     try:
         found = [(name, rule, _findings(check, subject)) for name, rule, check in _RULES]
-        return report_findings([*found, (*_COPY_RULE, _reached_back(model, before))])
+        reached = _findings(partial(_reached_back, before=before), subject)
+        return report_findings([*found, (*_COPY_RULE, reached)])
     finally:
         audit.restore(model, before)
 
 
-def _findings(check: Callable[[Subject], Findings], subject: Subject) -> Findings:
+def _findings(check: Callable[[Subject], Findings], subject: Subject) -> list[Finding]:
+    found: list[Finding] = []
     with audit.isolated():
         try:
-            return check(subject)
+            # One by one, so that what was found before an exception is kept.
+            for finding in check(subject):
+                found.append(finding)  # noqa: PERF402
         except NoAnswerError as refusal:
-            return [refusal.finding]
+            found.append(refusal.finding)
+    return found
 
 
-def _conformance(subject: Subject) -> Findings:
+def _conformance(subject: Subject) -> list[Finding]:
     model: object = subject.model
     findings = []
     if not isinstance(model, Model):
@@ -117,16 +122,16 @@ def _inputs(subject: Subject) -> Findings:
 def _outputs(subject: Subject) -> Findings:
     model, specs = subject.fresh(), subject.metadata().outputs
     single = tuple(row[:1] for row in subject.batches[0])
-    faults = []
     for rows in (single, *subject.batches):
-        count, outputs, (logits,) = len(rows[0]), serve(model, rows), train_on(model, rows)
+        count, outputs, (logits,) = (len(rows[0]), serve(model, rows), logits_of(model, rows))
+        faults = []
         if len(outputs) != len(specs):
             faults.append(f"outputs of the metadata are {len(specs)}, of predict {len(outputs)}")
         faults += [f"output {words}" for words in _misfits(outputs, specs, count)]
         if not logits.is_floating_point() or logits.shape[:1] != (count,):
             got = f"{tuple(logits.shape)} {_dtype(logits)}"
             faults.append(f"forward must give floating logits ({count}, ...); got {got}")
-    return [Finding(f"{fault}. Check predict against the metadata.", "") for fault in faults]
+        yield from (Finding(f"{fault}. Check predict and the metadata.", "") for fault in faults)
 
 
 def _misfits(tensors: Rows, specs: Sequence[TensorSpec], count: int) -> Iterator[str]:
@@ -142,24 +147,23 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _finite(subject: Subject) -> Findings:
-    findings: dict[str, Finding] = {}
     for what, ask, training in _CALLS:
         model = subject.fresh(training=training)
         where = f"{what} in {'train' if training else 'eval'} mode"
         # A batch norm cannot be trained on a single row.
         for rows in (b for b in subject.batches if not training or len(b[0]) > 1):
-            if where not in findings and not all(map(audit.is_finite, ask(model, rows))):
+            if not all(map(audit.is_finite, ask(model, rows))):
                 path = audit.first_non_finite(audit.trace(model, partial(ask, model, rows)))
                 sentence = f"{where} must give finite numbers on real rows; got NaN or infinity"
-                findings[where] = Finding(f"{sentence}, first from {named(path)}.", path)
-    return list(findings.values())
+                yield Finding(f"{sentence}, first from {named(path)}.", path)
+                break
 
 
 def _deterministic(subject: Subject) -> Findings:
     model, rows = subject.fresh(), subject.batches[0]
     first, second = serve(model, rows), serve(model, rows)
     if same_answers(first, second):
-        return []
+        return
     model = subject.fresh()
     left, right = (audit.trace(model, partial(serve, model, rows)) for _ in range(2))
     path = audit.first_divergence(left, right, same_bits)
@@ -167,26 +171,26 @@ def _deterministic(subject: Subject) -> Findings:
         "predict must give the same bits twice for the same rows in eval mode; got a difference of "
         f"{farthest(first, second):.3g}, first from {named(path)}. Look for randomness or state."
     )
-    return [Finding(sentence, path)]
+    yield Finding(sentence, path)
 
 
 def _independent(subject: Subject) -> Findings:
     model, rows = subject.fresh(), subject.batches[0]
     whole = serve(model, rows)
     limits = _limits(subject, whole)
-    findings: dict[str, Finding] = {}
+    told: set[str] = set()
     for case in audit.arrangements(subject.batches):
         pairs = zip(serve(model, case.rows), whole, limits, strict=False)
         for index, (got, want, limit) in enumerate(pairs):
             change = audit.row_change(got, want, case)
-            if change > limit and case.words not in findings:
+            if change > limit and case.words not in told:
+                told.add(case.words)
                 path = _leak(model, rows, case)
                 sentence = (
                     f"a row's outputs must not depend on its batch; output {index} changes by "
                     f"{change:.3g} (allowed {limit:.3g}) {case.words}, first in {named(path)}."
                 )
-                findings[case.words] = Finding(sentence, path)
-    return list(findings.values())
+                yield Finding(sentence, path)
 
 
 def _limits(subject: Subject, whole: Rows) -> list[float]:
@@ -202,30 +206,29 @@ def _limits(subject: Subject, whole: Rows) -> list[float]:
             weight.data.mul_(1 + torch.finfo(weight.dtype).eps * signs)
     limits = []
     for want, nudged in zip(whole, serve(shaken, subject.batches[0]), strict=False):
-        scale = float(want.nan_to_num(0, 0, 0).abs().max()) if want.numel() else 0.0
-        noise = 16 * farthest((want,), (nudged,))
+        scale, noise = _scale(want), 16 * farthest((want,), (nudged,))
         # Capped, so that a model that is all noise does not excuse a leak between rows.
-        limit = min(1e-5 * scale + noise, 1e-2 * scale)
-        limits.append(limit if want.is_floating_point() else 0.0)
+        limits.append(min(1e-5 * scale + noise, 1e-2 * scale))
     return limits
+
+
+def _scale(tensor: Tensor) -> float:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return 0.0
+    return float(tensor.nan_to_num(0, 0, 0).abs().max())
 
 
 def _leak(model: Model, rows: Rows, case: Arrangement) -> str:
     """The first module that takes the same rows and gives others in another company."""
 
     def same(got: Tensor, want: Tensor) -> bool:
-        if not want.is_floating_point() or not want.numel():
-            return True
-        return audit.row_change(got, want, case) <= 1e-4 * float(
-            want.nan_to_num(0, 0, 0).abs().max()
-        )
+        return audit.row_change(got, want, case) <= 1e-4 * _scale(want)
 
     arranged = audit.trace(model, partial(serve, model, case.rows))
     return audit.first_divergence(arranged, audit.trace(model, partial(serve, model, rows)), same)
 
 
 def _inputs_kept(subject: Subject) -> Findings:
-    findings = []
     for what, call in (("forward", run_forward), ("predict", run_predict)):
         rows = clones(subject.batches[0])
         with torch.no_grad():
@@ -235,8 +238,7 @@ def _inputs_kept(subject: Subject) -> Findings:
             again, model = clones(subject.batches[0]), subject.fresh()
             path = audit.first_writer(model, again, partial(call, model, again))
         sentence = f"{what} must not write to its inputs; {named(path)} did. Work on a copy."
-        findings.append(Finding(sentence, path))
-    return findings
+        yield Finding(sentence, path)
 
 
 def _weights_kept(subject: Subject) -> Findings:
@@ -248,29 +250,26 @@ def _weights_kept(subject: Subject) -> Findings:
 
 
 def _changes(rule: str, before: audit.Footprint, after: audit.Footprint, *kinds: str) -> Findings:
-    found = audit.changed(before, after, *kinds)
-    return [
-        Finding(f"{rule} {', '.join(names)} of {named(path)}.", path)
-        for path, names in found.items()
-    ]
+    for path, names in audit.changed(before, after, *kinds).items():
+        yield Finding(f"{rule} {', '.join(names)} of {named(path)}.", path)
 
 
 def _hooks_fire(subject: Subject) -> Findings:
-    rows, findings = subject.batches[0], dict[str, Finding]()
+    rows, told = subject.batches[0], set[str]()
     for what, ask, training in _CALLS:
         model = subject.fresh(training=training)
         counts = audit.count_calls(model, partial(ask, model, rows))
         for path, (entered, fired) in counts.items():
-            if entered != fired:
+            if entered != fired and path not in told:
+                told.add(path)
                 sentence = (
                     "a module must be called, so that its hooks fire; during "
                     f"{what} the forward of {named(path)} ran {entered} times and its hooks "
                     f"{fired} times. Write module(x) and self(x), not a call of the method."
                 )
-                findings.setdefault(path, Finding(sentence, path))
-        if what == "predict" and counts[""] == (0, 0):
-            findings.setdefault("", Finding("predict must call self(...); it never did.", ""))
-    return list(findings.values())
+                yield Finding(sentence, path)
+        if what == "predict" and counts.get("") == (0, 0):
+            yield Finding("predict must call self(...), so that hooks fire; it never did.", "")
 
 
 def _round_trip(subject: Subject) -> Findings:
@@ -290,7 +289,7 @@ def _round_trip(subject: Subject) -> Findings:
     with audit.isolated():
         got = serve(other, rows)
     if same_answers(expected, got):
-        return []
+        return
     left, right = (audit.trace(m, partial(serve, m, rows)) for m in (original, other))
     path = next(iter(strays.values()), audit.first_divergence(left, right, same_bits))
     sentence = (
@@ -298,7 +297,7 @@ def _round_trip(subject: Subject) -> Findings:
         f"difference of {farthest(expected, got):.3g}, caused by {', '.join(strays) or named(path)}"
         ". Register tensors as parameters or buffers, and modules in an nn.ModuleList."
     )
-    return [Finding(sentence, path)]
+    yield Finding(sentence, path)
 
 
 def _strays(subject: Subject) -> dict[str, str]:
@@ -309,7 +308,7 @@ def _strays(subject: Subject) -> dict[str, str]:
     model = subject.fresh(training=True)
     before = {s.path: s.tensor.detach().clone() for s in stray_tensors(model)}
     with suppress(NoAnswerError):
-        train_on(model, subject.batches[0])
+        logits_of(model, subject.batches[0])
     after = {s.path: s.tensor for s in stray_tensors(model)}
     return {
         stray.path: stray.owner
@@ -329,32 +328,33 @@ def _weights(model: Model, state: Mapping[str, Tensor], strays: Mapping[str, str
 
 def _state_kept(subject: Subject) -> Findings:
     model, rows = subject.fresh(), subject.batches[0]
-    findings = [
-        Finding(f"eval() must reach every module; {named(path)} still trains.", path)
-        for path, module in model.named_modules()
-        if module.training
-    ]
+    for path, module in model.named_modules():
+        if module.training:
+            yield Finding(f"eval() must reach every module; {named(path)} still trains.", path)
     for weight in model.parameters():
         # So that a zero_grad or a backward inside predict leaves a mark.
         weight.grad = torch.ones_like(weight) if weight.requires_grad else None
     rule = "predict must leave modes, hooks, gradients and random state alone; it changed"
     before = audit.footprint(model)
     run_predict(model, clones(rows))
-    findings += _changes(rule, before, audit.footprint(model), "mode", "hooks", "grad", "ambient")
+    after = audit.footprint(model)
+    yield from _changes(rule, before, after, "mode", "hooks", "grad", "ambient")
     training = subject.fresh(training=True)
     before = audit.footprint(training)
     with suppress(NoAnswerError):
         # A predict that refuses to run in train mode is within its rights.
         serve(training, rows)
-    return findings + _changes(rule, before, audit.footprint(training), "mode", "hooks")
+    yield from _changes(rule, before, audit.footprint(training), "mode", "hooks")
 
 
-def _reached_back(model: Model, before: audit.Footprint) -> Findings:
+def _reached_back(subject: Subject, before: audit.Footprint) -> Findings:
     rule = "a deep copy must be independent of its original; calling the copy changed"
-    return _changes(rule, before, audit.footprint(model), "value", "mode", "hooks", "grad")
+    after = audit.footprint(subject.model)
+    yield from _changes(rule, before, after, "value", "mode", "hooks", "grad")
+    subject.fresh()
 
 
-_CALLS = (("forward", train_on, False), ("predict", serve, False), ("forward", train_on, True))
+_CALLS = (("forward", logits_of, False), ("predict", serve, False), ("forward", logits_of, True))
 
 _RULES: tuple[tuple[str, str, Callable[[Subject], Findings]], ...] = (
     ("conformance", "The model is a Model and no module overrides __call__.", _conformance),
@@ -370,4 +370,4 @@ _RULES: tuple[tuple[str, str, Callable[[Subject], Findings]], ...] = (
     ("round_trip", "The state survives safetensors and a strict load.", _round_trip),
     ("state_kept", "predict leaves modes, hooks, gradients and random state alone.", _state_kept),
 )
-_COPY_RULE = ("copy", "A deep copy of the model is independent of it.")
+_COPY_RULE = ("copy", "The model can be deep-copied, and the copy is independent of it.")

@@ -112,8 +112,8 @@ def blamed(model: nn.Module, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         path = innermost_module(model, error)
-        reason = (str(error).strip().splitlines() or ["(no message)"])[0][:200]
-        sentence = f"{what} must not raise; {named(path)} raised {type(error).__name__}: {reason}"
+        reason = (str(error).strip().splitlines() or ["(no message)"])[0][:200].rstrip(".")
+        sentence = f"{what} must not raise; {named(path)} raised {type(error).__name__}: {reason}."
         raise NoAnswerError(Finding(sentence, path)) from error
 
 
@@ -197,7 +197,7 @@ def run_predict(model: Model, rows: Rows) -> Rows:
     return outputs
 
 
-def train_on(model: Model, rows: Rows) -> Rows:
+def logits_of(model: Model, rows: Rows) -> Rows:
     """The logits, as one output, of private copies of the rows, with gradients on."""
     return (run_forward(model, clones(rows)),)
 

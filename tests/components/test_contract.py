@@ -41,7 +41,7 @@ class Whole(Half):
         return ModelMetadata(inputs=SPECS, outputs=(), classes=(), description="")
 
 
-def arrays(rows: int = 5) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def arrays(rows: int = 5) -> dict[str, np.ndarray]:
     return {"numbers": np.zeros((rows, 3), np.float32), "codes": np.zeros((rows, 2), np.int64)}
 
 
@@ -109,10 +109,7 @@ def test_missing_input_is_named() -> None:
 
 
 def test_all_differences_at_once() -> None:
-    wrong: Arrays = {
-        "codes": np.zeros((4, 2), np.int32),
-        "numbers": np.zeros((5, 9), np.float32),
-    }
+    wrong: Arrays = {"codes": np.zeros((4, 2), np.int32), "numbers": np.zeros((5, 9), np.float32)}
     with pytest.raises(ContractError) as raised:
         check_inputs(wrong, SPECS)
     for words in ("'codes'", "int32", "'numbers'", "(5, 9)", "[4, 5]"):

@@ -65,8 +65,10 @@ def test_missing_metric_fails() -> None:
     report = check_gates([ACCURACY], {"accuracy_top1": 0.99})
     assert report.results[0].value is None
     assert report.failures == (
-        "accuracy must be at least 0.9; it was not measured. "
-        "The pipeline's metrics are: accuracy_top1.",
+        (
+            "accuracy must be at least 0.9; it was not measured. "
+            "The pipeline's metrics are: accuracy_top1."
+        ),
     )
     assert "metrics are: none" in check_gates([ACCURACY], {}).failures[0]
 
@@ -93,4 +95,4 @@ def test_report_is_frozen_json() -> None:
     report = check_gates([ACCURACY, ERROR], {"accuracy": np.float64(0.95), "x": math.nan})
     assert GatesReport.model_validate_json(report.model_dump_json()) == report
     with pytest.raises(ValidationError):
-        report.passed = True  # type: ignore[misc]
+        report.passed = False

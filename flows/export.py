@@ -1,0 +1,16 @@
+"""The stage ``export`` as a flow of its own: another work pool, or a run by hand."""
+
+from prefect import flow
+
+from components.adapters.prefect_runtime import refuse_pickle
+from components.records import ExportedModel, ValidatedModel
+from flows.parameters import RunId
+from tasks import export as stage
+from tasks.resume import find_record
+
+
+@flow(name="export", result_serializer="json")
+def export(run_id: RunId) -> ExportedModel:
+    """Export a validated model again."""
+    refuse_pickle()
+    return stage.export(find_record(ValidatedModel, "validate", run_id))

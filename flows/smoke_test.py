@@ -1,0 +1,16 @@
+"""The stage ``smoke-test`` as a flow of its own: another work pool, or a run by hand."""
+
+from prefect import flow
+
+from components.adapters.prefect_runtime import refuse_pickle
+from components.records import RegisteredModel, SmokeTestedModel
+from flows.parameters import RunId
+from tasks import smoke_test as stage
+from tasks.resume import find_record
+
+
+@flow(name="smoke-test", result_serializer="json")
+def smoke_test(run_id: RunId) -> SmokeTestedModel:
+    """Prove a registered version in a clean process again."""
+    refuse_pickle()
+    return stage.smoke_test(find_record(RegisteredModel, "register", run_id))
