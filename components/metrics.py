@@ -11,7 +11,9 @@ MIN_GROUP_ROWS = 50
 """Smaller groups get no metric of their own: it would say more about chance than about the model."""
 
 
-def binary_metrics(scored: Scored, output: str, *, groups: tuple[str, ...] = ()) -> dict[str, float]:
+def binary_metrics(
+    scored: Scored, output: str, *, groups: tuple[str, ...] = ()
+) -> dict[str, float]:
     """ROC-AUC, log loss and Brier score of a probability, and ROC-AUC by group.
 
     Args:
@@ -20,7 +22,7 @@ def binary_metrics(scored: Scored, output: str, *, groups: tuple[str, ...] = ())
         groups: String columns; each value with at least :data:`MIN_GROUP_ROWS` rows and both labels
             gives a metric ``roc_auc/<column>/<value>``.
     """
-    from sklearn.metrics import (  # type: ignore[import-untyped]
+    from sklearn.metrics import (
         brier_score_loss,
         log_loss,
         roc_auc_score,

@@ -58,9 +58,7 @@ class Settings(BaseSettings):
         return self.home.expanduser().resolve()
 
 
-def load_settings(
-    blocks: Mapping[str, Any] | None = None, **arguments: Any
-) -> Settings:
+def load_settings(blocks: Mapping[str, Any] | None = None, **arguments: Any) -> Settings:
     """Read the settings.
 
     Args:

@@ -10,7 +10,7 @@ from datetime import date
 
 from components.adapters.mlflow_tracking import check_mlflow, configure_mlflow
 from components.adapters.prefect_server import EmbeddedServer, prefect_environment
-from components.errors import ConfigError, GateError
+from components.errors import GateError
 from components.pipeline_entries import pipeline_entries
 from components.settings import Settings, load_settings
 from components.state import make_root

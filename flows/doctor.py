@@ -61,7 +61,7 @@ def _versions() -> list[Finding]:
 
 
 def _runtime() -> list[Finding]:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     name, number = installed_runtime()
     providers = ", ".join(onnxruntime.get_available_providers())

@@ -21,7 +21,10 @@ AsOf = Annotated[
 Seed = Annotated[
     int,
     Field(
-        ge=0, le=2**31 - 1, description="seed of weights and order", json_schema_extra={"position": 2}
+        ge=0,
+        le=2**31 - 1,
+        description="seed of weights and order",
+        json_schema_extra={"position": 2},
     ),
 ]
 Settings = Annotated[

@@ -1,6 +1,5 @@
 """The flow ``retrain``: its body is the diagram."""
 
-
 from prefect import flow
 
 from components.adapters.prefect_runtime import refuse_pickle

@@ -5,18 +5,16 @@ from datetime import date
 
 from prefect.runtime import flow_run
 
+from components.adapters.mlflow_tracking import connect
 from components.adapters.prefect_runtime import run_logger
 from components.pipeline import load_pipeline
 from components.plan import plan_job
 from components.records import Job
 from components.state import make_root
-from components.adapters.mlflow_tracking import connect
 from tasks.runtime import current_settings
 
 
-def plan(
-    pipeline: str, as_of: date, seed: int, settings: Iterable[str], force: bool
-) -> Job:
+def plan(pipeline: str, as_of: date, seed: int, settings: Iterable[str], force: bool) -> Job:
     """Resolve and digest what a run was asked for, and close runs that died before.
 
     Raises:

@@ -3,13 +3,13 @@
 from typing import TypeVar
 
 from components.adapters.mlflow_tracking import connect
-from components.records import StageRecord
+from components.records import Record
 from tasks.runtime import current_settings
 
-StageRecordT = TypeVar("StageRecordT", bound=StageRecord)
+RecordT = TypeVar("RecordT", bound=Record)
 
 
-def find_record(kind: type[StageRecordT], stage: str, run_id: str) -> StageRecordT:
+def find_record(kind: type[RecordT], stage: str, run_id: str) -> RecordT:
     """The record that a stage left in an MLflow run.
 
     Raises:

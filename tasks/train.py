@@ -81,4 +81,3 @@ def _start_run(space: Workspace, job: Job) -> str:
         **{f"excluded_{kind}": count for kind, count in job.excluded.items()},
     }
     return space.tracking.start_run(job.pipeline, f"{job.as_of} seed {job.seed}", tags, params)
-

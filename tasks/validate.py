@@ -52,7 +52,5 @@ def validate(trained: TrainedModel) -> ValidatedModel:
             log_metrics_of(evidence.metrics),
         )
         return space.keep(
-            ValidatedModel(
-                trained=trained, metrics=evidence.metrics, **kept, stage=space.ended()
-            )
+            ValidatedModel(trained=trained, metrics=evidence.metrics, **kept, stage=space.ended())
         )

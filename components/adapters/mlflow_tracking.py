@@ -70,7 +70,7 @@ def check_mlflow(settings: Settings) -> str:
 
 def _unreachable(uri: str, what: str) -> str:
     return (
-        f"MLflow must answer at ASSAY_MLFLOW_TRACKING_URI; {uri} did not: {what}. Start the server, "
+        f"MLflow must answer at ASSAY_MLFLOW_TRACKING_URI; {uri} did not: {what}. Start it, "
         "mend the address, or unset it to use the embedded store."
     )
 
@@ -238,9 +238,7 @@ class Tracking:
                 f"attributes.status = 'RUNNING' and tags.`{TAG}host` = '{socket.gethostname()}'"
             )
             running = self.client.search_runs([self.experiment(experiment)], filters)
-        dead = [
-            run.info.run_id for run in running if not _alive(int(run.data.tags[TAG + "pid"]))
-        ]
+        dead = [run.info.run_id for run in running if not _alive(int(run.data.tags[TAG + "pid"]))]
         for run_id in dead:
             self.finish(run_id, "KILLED")
         return dead

@@ -35,8 +35,8 @@ def refuse_pickle() -> None:
             "stores JSON only. Delete the result storage and find out who wrote it."
         )
 
-    PickleSerializer.loads = refuse  # type: ignore[method-assign]
-    PickleSerializer.dumps = refuse  # type: ignore[method-assign]
+    for method in ("loads", "dumps"):
+        setattr(PickleSerializer, method, refuse)
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
@@ -79,12 +79,13 @@ def load_block_settings(name: str) -> dict[str, Any]:
     from components.adapters.prefect_blocks import AssayCredentials
 
     try:
-        block = AssayCredentials.load(name, _sync=True)
+        block = AssayCredentials.load(name)
     except ValueError as error:
         raise ConfigError(
             f"ASSAY_CREDENTIALS_BLOCK must name a block of type assay-credentials; {name!r} was "
             f"not found: {error}. Create it in the Prefect UI or unset the variable."
         ) from error
+    assert isinstance(block, AssayCredentials), "outside of a coroutine, load is synchronous"
     return block.settings()
 
 

@@ -41,7 +41,7 @@ class DigitsSource(DataSource):
         """Write both splits, unless that has been done."""
         if self._folder.is_dir():
             return
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
 
         images, digits = load_digits(return_X_y=True)
         held = _every_nth_of_its_kind(digits, _HOLDOUT_EVERY)

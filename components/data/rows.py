@@ -83,7 +83,11 @@ def _require_values(table: pa.Table) -> None:
 def _schema_difference(found: pa.Schema, expected: pa.Schema) -> str:
     have = {field.name: str(field.type) for field in found}
     want = {field.name: str(field.type) for field in expected}
-    faults = [f"{n!r} must be {t}; got {have.get(n, 'nothing')}" for n, t in want.items() if have.get(n) != t]
+    faults = [
+        f"{n!r} must be {t}; got {have.get(n, 'nothing')}"
+        for n, t in want.items()
+        if have.get(n) != t
+    ]
     faults += [f"{n!r} is not declared" for n in have if n not in want]
     return (
         "rows must have the columns that the source declares: "

@@ -206,9 +206,11 @@ def _leaks(data: bytes, model: Model) -> list[str]:
     if not found:
         return []
     return [
-        "the file must not tell where it was made; found the path of source code or a local "
-        f"folder in {[text[:80] for text in sorted(found)[:5]]}. Rename the value or mend the "
-        "property"
+        (
+            "the file must not tell where it was made; found the path of source code or a local "
+            f"folder in {[text[:80] for text in sorted(found)[:5]]}. Rename the value or mend the "
+            "property"
+        )
     ]
 
 

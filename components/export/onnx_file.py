@@ -116,8 +116,10 @@ def _opset_failures(proto: onnx.ModelProto, opset: int) -> list[str]:
     if found == [opset]:
         return []
     return [
-        f"the file must declare opset {opset}; got {found}. The exporter keeps another version "
-        "where it cannot convert: ask for 18 or later, as far as this torch knows it"
+        (
+            f"the file must declare opset {opset}; got {found}. The exporter keeps another version "
+            "where it cannot convert: ask for 18 or later, as far as this torch knows it"
+        )
     ]
 
 

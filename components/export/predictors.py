@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ValidationError
 
 from components.contract import Arrays, Model, ModelMetadata, Predictor, TensorSpec, check_inputs
@@ -25,7 +25,7 @@ from components.errors import ContractError, InfrastructureError
 from components.export.onnx_file import ENCODING_KEY, METADATA_KEY, graph_failures, properties
 
 if TYPE_CHECKING:
-    import onnxruntime as ort  # type: ignore[import-untyped]
+    import onnxruntime as ort
 
 Array = npt.NDArray[np.generic]
 Value = TypeVar("Value", bound=BaseModel)

@@ -66,9 +66,7 @@ pipeline = Pipeline(
     features=Features(label="digit", classes=10, tensors={"image": (1, 8, 8)}),
     model=DigitsModel,
     loss=nn.functional.cross_entropy,
-    config=TrainConfig(
-        epochs=20, batch_size=64, learning_rate=5e-3, weight_decay=1e-2, patience=6
-    ),
+    config=TrainConfig(epochs=20, batch_size=64, learning_rate=5e-3, weight_decay=1e-2, patience=6),
     metrics=lambda scored: class_metrics(scored, "probabilities"),
     gates=(QualityGate(metric="accuracy", minimum=0.97),),
     metric="accuracy",

@@ -3,6 +3,7 @@
 Legend: B = batch, C = categorical columns, F = numeric columns, K = quantile bins.
 """
 
+import itertools
 import math
 from typing import final
 
@@ -58,7 +59,7 @@ class NumericBlock(nn.Module):
 
 def _bins(quantiles: tuple[float, ...], bins: int) -> tuple[list[float], list[float]]:
     """Lower edges and inverse widths; a bin that a column does not have gives a constant."""
-    edges = list(zip(quantiles[:-1], quantiles[1:], strict=True))
+    edges = list(itertools.pairwise(quantiles))
     spare = bins - len(edges)
     low = [a for a, _ in edges] + [quantiles[-1]] * spare
     scale = [1.0 / (b - a) for a, b in edges] + [0.0] * spare
@@ -73,13 +74,12 @@ class FlightsModel(Model):
         super().__init__()
         self._inputs = encoding.specs()
         sizes = [len(column.vocabulary) + 1 for column in encoding.categorical]
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(size, min(16, max(2, math.ceil(math.sqrt(size))))) for size in sizes
-        )
-        for table in self.embeddings:
+        tables = [nn.Embedding(size, min(16, max(2, math.isqrt(size - 1) + 1))) for size in sizes]
+        for table in tables:
             nn.init.normal_(table.weight, std=0.1)
+        self.embeddings = nn.ModuleList(tables)
         self.numbers = NumericBlock(encoding.numeric)
-        width = self.numbers.width + sum(table.embedding_dim for table in self.embeddings)
+        width = self.numbers.width + sum(table.embedding_dim for table in tables)
         self.layers = nn.Sequential(
             nn.Linear(width, config.hidden),
             nn.ReLU(),

@@ -138,7 +138,8 @@ def train_model(
         model.train()
         total = torch.zeros((), dtype=torch.float64, device=device)
         shuffled = torch.randperm(len(train_rows), generator=order).to(device)
-        for step, rows in enumerate(shuffled.split(config.batch_size)):
+        for step in range(steps):
+            rows = shuffled[step * config.batch_size : (step + 1) * config.batch_size]
             *batch, target = (tensor[rows] for tensor in train)
             optimizer.zero_grad(set_to_none=True)
             value = loss(model(*batch), target)

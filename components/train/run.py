@@ -105,6 +105,7 @@ def plot_losses(history: Sequence[Epoch], best: Epoch) -> bytes:
     """A PNG of training and validation loss by epoch, the kept epoch marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -114,7 +115,7 @@ def plot_losses(history: Sequence[Epoch], best: Epoch) -> bytes:
     axes.plot(numbers, [e.validation_loss for e in history], "o-", label="validation")
     axes.axvline(best.number, color="grey", linestyle=":", label=f"kept: epoch {best.number}")
     axes.set(xlabel="epoch", ylabel="mean loss per row", title="Loss")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})

@@ -71,7 +71,7 @@ def _findings(check: Callable[[Subject], Findings], subject: Subject) -> list[Fi
         try:
             # One by one, so that what was found before an exception is kept.
             for finding in check(subject):
-                found.append(finding)  # noqa: PERF402
+                found.append(finding)
         except NoAnswerError as refusal:
             found.append(refusal.finding)
     return found

@@ -92,9 +92,7 @@ def contract_batches(encoding: Encoding, rows: pa.Table) -> list[tuple[Tensor, .
 
 def gradient_batches(pipeline: Pipeline, encoding: Encoding, rows: pa.Table) -> list[Batch]:
     """Small batches of inputs and labels, spread over the table."""
-    pieces = [
-        rows.slice(start, GRADIENT_ROWS) for start in _starts(rows.num_rows, GRADIENT_ROWS)
-    ]
+    pieces = [rows.slice(start, GRADIENT_ROWS) for start in _starts(rows.num_rows, GRADIENT_ROWS)]
     return [
         (
             to_tensors(encoding.encode(piece)),

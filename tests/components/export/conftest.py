@@ -1,12 +1,13 @@
 """Two small models with their rows, and the file that the first one exports to."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
 
 from components.contract import Arrays, Model, ModelMetadata, TensorSpec
-from components.data.encoding import Categorical, Encoding, Numeric
+from components.data.encoding import Encoding, Features, fit_encoding
 from components.export.onnx_export import export_onnx
 
 SIZES = (12, 40, 40)
@@ -121,14 +122,11 @@ def images() -> Arrays:
 
 @pytest.fixture(scope="session")
 def encoding() -> Encoding:
-    columns = zip(("carrier", "origin", "dest"), SIZES, strict=True)
-    return Encoding(
-        categorical=tuple(
-            Categorical(column=c, vocabulary=tuple(f"v{i}" for i in range(1, size)))
-            for c, size in columns
-        ),
-        numeric=tuple(Numeric(column=f"n{i}", mean=0.5, std=2.0) for i in range(NUMBERS)),
+    features = Features(
+        label="late", classes=3, categorical=("carrier", "dest"), numeric=("delay",), min_count=1
     )
+    table = pa.table({"carrier": ["AA", "UA"], "dest": ["SFO", None], "delay": [1.5, -2.0]})
+    return fit_encoding(features, table)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine: `make retrain` and `make test`.
+
+PYTHON ?= python3
+PIPELINE ?= flights
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup retrain test lint check-types ui serve bench lock clean help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## create .venv with the pinned dependencies
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "assay needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Run make with PYTHON=python3.11 or newer.")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' requirements.lock)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $(STAMP)
+
+retrain: setup ## retrain PIPELINE (flights); FORCE=1 trains anew, ARGS adds options
+	@$(BIN)/assay run $(PIPELINE) $(if $(FORCE),--force) $(ARGS)
+
+test: setup ## everything that must hold: style, types, layers, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+ui: setup ## MLflow's pages on the embedded store, at http://127.0.0.1:5000
+	$(BIN)/assay ui
+
+lock: setup ## resolve requirements.lock anew
+	$(BIN)/python -m pip install --quiet uv
+	printf '# Versions that work together; made by "make lock", which leaves out what PyTorch pins by itself.\n' > requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-emit-index-url --no-annotate --no-header --quiet | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock
+
+clean: ## delete the virtual environment; the state in .assay stays
+	rm -rf $(VENV)
