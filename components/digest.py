@@ -28,7 +28,7 @@ def digest_json(value: Any) -> str:
 
 
 def digest_sources(roots: Iterable[Path]) -> str:
-    """Hex sha256 over the names and bytes of the given files and of all ``.py`` files below folders.
+    """Hex sha256 over names and bytes of the given files, and of all ``.py`` files below folders.
 
     Names count from the root's own, so another checkout of the same code has the same digest.
     """

@@ -8,7 +8,7 @@ from components.pipeline import Scored
 
 Numbers = npt.NDArray[np.floating]
 MIN_GROUP_ROWS = 50
-"""Smaller groups get no metric of their own: it would say more about chance than about the model."""
+"""Smaller groups get no metric: it would say more about chance than about the model."""
 
 
 def binary_metrics(

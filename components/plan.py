@@ -116,7 +116,7 @@ def _code_of(pipeline: Pipeline) -> Path:
 
 
 def code_revision(pipeline: Pipeline) -> str:
-    """The git commit of the pipeline's code, with ``+changes`` if it is not clean, or ``unknown``."""
+    """The git commit of the pipeline's code, ``+changes`` if not clean; else ``unknown``."""
     folder = _code_of(pipeline).parent
     head = _git(folder, "rev-parse", "HEAD")
     if not head:

@@ -78,7 +78,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -93,7 +93,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
         yield work
         if target.exists():
             shutil.rmtree(target)
-        os.replace(work, target)
+        work.replace(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

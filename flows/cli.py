@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -145,7 +145,7 @@ def _unexpected(error: Exception) -> str:
 
         folder: Path = load_settings().root / "logs"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"error-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+        path = folder / f"error-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}.txt"
         path.write_text(text)
         place = f"it is in {path}"
     except (OSError, AssayError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from components.adapters.mlflow_tracking import check_mlflow, configure_mlflow
-from components.adapters.prefect_server import EmbeddedServer, prefect_environment
+from components.adapters.prefect_server import EmbeddedServer, run_environment
 from components.errors import GateError
 from components.pipeline_entries import pipeline_entries
 from components.settings import Settings, load_settings
@@ -60,7 +60,7 @@ def run(request: Request) -> int:
 def prefect_api(settings: Settings) -> Iterator[EmbeddedServer | None]:
     """Point Prefect at the server that is named, or launch one without waiting for it."""
     named = os.environ.get("PREFECT_API_URL") or settings.prefect_api_url
-    os.environ.update(prefect_environment(settings.root))
+    os.environ.update(run_environment(settings.root))
     if named:
         os.environ["PREFECT_API_URL"] = named
         yield None

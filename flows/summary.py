@@ -128,9 +128,7 @@ def describe(summary: RunSummary, pipeline: Pipeline, places: dict[str, str]) ->
         "reason": summary.reason,
         "metrics": metrics or "none",
         "stages": f"{stages}; {summary.seconds:.1f} s in all",
-        **(
-            {"cached": "data, code and config are unchanged; --force trains anew"} if cached else {}
-        ),
+        **({"cached": "data, code and config are unchanged; --force overrides"} if cached else {}),
         **places,
     }
     width = max(map(len, lines))

@@ -24,9 +24,18 @@ _POLL_S = 0.05
 _STOP_S = 10.0
 
 
-def prefect_environment(root: Path) -> dict[str, str]:
-    """Variables under which Prefect keeps to the state folder, to JSON, and to itself."""
+def run_environment(root: Path) -> dict[str, str]:
+    """Variables under which a run keeps to the state folder, to JSON, and to this machine.
+
+    Prefect, PyTorch and matplotlib are given folders; usage reports of Prefect, MLflow and ONNX
+    Runtime are switched off. They are read at import, so they are set before anything is loaded.
+    """
+    caches = root / "cache"
     return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MPLCONFIGDIR": str(caches / "matplotlib"),
+        "ORT_DISABLE_TELEMETRY": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "torchinductor"),
         "PREFECT_HOME": str(prefect_folder(root)),
         "PREFECT_PROFILES_PATH": str(prefect_folder(root) / "profiles.toml"),
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
@@ -86,7 +95,7 @@ class EmbeddedServer:
         self._migration.enter_context(exclusive(self._root, "prefect"))
         environment = {
             **os.environ,
-            **prefect_environment(self._root),
+            **run_environment(self._root),
             "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
             "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
             "PREFECT_SERVER_UI_ENABLED": "false",

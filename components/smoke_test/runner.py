@@ -185,7 +185,11 @@ def _package_folders() -> list[str]:
 def _environment() -> dict[str, str]:
     # One thread each, or every pool would reserve address space for every core.
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return threads | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return (
+        threads
+        | {"ORT_DISABLE_TELEMETRY": "1"}
+        | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    )
 
 
 def _run_child(job: Job, timeout_s: float) -> _Ended:
