@@ -4,11 +4,12 @@ PYTHON ?= python3
 PIPELINE ?= flights
 VENV := .venv
 BIN := $(VENV)/bin
+STATE := $(abspath $(or $(ASSAY_HOME),.assay))
 STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup retrain test lint check-types ui serve bench lock clean help
+.PHONY: setup retrain test mlflow prefect lock clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,8 +34,11 @@ test: setup ## everything that must hold: style, types, layers, tests
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
-ui: setup ## MLflow's pages on the embedded store, at http://127.0.0.1:5000
-	$(BIN)/assay ui
+mlflow: setup ## MLflow's pages on the embedded store, at http://127.0.0.1:5000
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///$(STATE)/mlflow/mlflow.db
+
+prefect: setup ## Prefect's pages on the embedded database, at http://127.0.0.1:4200
+	DO_NOT_TRACK=true PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_HOME=$(STATE)/prefect $(BIN)/prefect server start
 
 lock: setup ## resolve requirements.lock anew
 	$(BIN)/python -m pip install --quiet uv

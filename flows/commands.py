@@ -13,7 +13,7 @@ from components.adapters.prefect_server import EmbeddedServer, run_environment
 from components.errors import GateError
 from components.pipeline_entries import pipeline_entries
 from components.settings import Settings, load_settings
-from components.state import make_root
+from components.state import make_root, prefect_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ def run(request: Request) -> int:
     settings = load_settings()
     make_root(settings.root)
     check_mlflow(settings)
-    with contextlib.redirect_stdout(sys.stderr), prefect_api(settings) as server:
+    named = os.environ.get("PREFECT_API_URL") or settings.prefect_api_url
+    with contextlib.redirect_stdout(sys.stderr), prefect_api(settings, named) as server:
         from flows.embedded import execute
 
         summary, pipeline = execute(request, settings, server, started)
@@ -52,14 +53,13 @@ def run(request: Request) -> int:
     else:
         from flows.summary import describe
 
-        print(describe(summary, pipeline, _places(settings)))
+        print(describe(summary, pipeline, _places(settings, named)))
     return GateError.exit_code if summary.decision == "rejected" else 0
 
 
 @contextlib.contextmanager
-def prefect_api(settings: Settings) -> Iterator[EmbeddedServer | None]:
+def prefect_api(settings: Settings, named: str) -> Iterator[EmbeddedServer | None]:
     """Point Prefect at the server that is named, or launch one without waiting for it."""
-    named = os.environ.get("PREFECT_API_URL") or settings.prefect_api_url
     os.environ.update(run_environment(settings.root))
     if named:
         os.environ["PREFECT_API_URL"] = named
@@ -74,10 +74,13 @@ def prefect_api(settings: Settings) -> Iterator[EmbeddedServer | None]:
         server.stop()
 
 
-def _places(settings: Settings) -> dict[str, str]:
+def _places(settings: Settings, named: str) -> dict[str, str]:
+    """Where the run can be looked at, as commands that can be pasted."""
+    mlflow = settings.mlflow_tracking_uri or (
+        f"mlflow ui --backend-store-uri {configure_mlflow(settings)}"
+    )
     return {
-        "mlflow": f"mlflow ui --backend-store-uri {configure_mlflow(settings)}"
-        if not settings.mlflow_tracking_uri
-        else settings.mlflow_tracking_uri,
+        "mlflow": mlflow,
+        "prefect": named or f"PREFECT_HOME={prefect_folder(settings.root)} prefect server start",
         "state": str(settings.root),
     }

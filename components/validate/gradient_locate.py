@@ -123,12 +123,15 @@ def locate(
 
 
 def locate_non_finite(twin: Twin, batch: int, seed: int) -> str | None:
-    """Path of the first module that turns finite inputs into a NaN or infinite result."""
+    """Path of the last module that turns finite inputs into a NaN or infinite result or gradient.
+
+    A NaN spreads downstream in values, to modules that no longer have finite inputs, and upstream
+    in gradients: either way the last module that makes one by itself is its source.
+    """
     calls = record_calls(twin, batch)
-    # Innermost first among nested modules: a child is called after its parent.
-    failing = [p for p, call in calls.items() if _spoils(twin, call, seed)]
-    leaves = [p for p in failing if not any(_inside(other, p) for other in failing)]
-    return min(leaves, key=lambda path: calls[path].order, default=None)
+    failing = [path for path, call in calls.items() if _spoils(twin, call, seed)]
+    innermost = [p for p in failing if not any(_inside(other, p) for other in failing)]
+    return max(innermost, key=lambda path: calls[path].order, default=None)
 
 
 @final

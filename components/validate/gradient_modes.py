@@ -33,6 +33,9 @@ _NOISE_SAMPLES = 5
 # Last digits that the weights are moved by to measure how the loss rounds, and its margin.
 _ROUNDING_ULPS = 4.0
 _ROUNDING_MARGIN = 8.0
+_ROUNDING_SAMPLES = 2
+# What rounding of numbers of order one can come to.
+_ROUNDING_LIMIT = 1e-13
 _SEVERITY = (Verdict.PASS, Verdict.DEGRADED, Verdict.UNVERIFIABLE, Verdict.FAIL)
 _CAUSES = {
     Outcome.MISMATCH: Cause.MISMATCH,
@@ -103,10 +106,18 @@ def _with_errors(
     if len(set(losses)) > 1:
         losses += [twin.value(0) for _ in range(_NOISE_SAMPLES)]
     noise = max(losses) - min(losses)
-    rounding = _ROUNDING_MARGIN * abs(_last_digit_value(twin, seed) - reading.loss)
-    # A jump or NaN on moving the last digit is not rounding, and noise is counted already.
-    usable = math.isfinite(rounding) and rounding <= 1e-9 * abs(reading.loss)
-    return replace(reading, noise=noise, rounding=rounding if usable else 0.0)
+    return replace(reading, noise=noise, rounding=0.0 if noise else _rounding(twin, reading, seed))
+
+
+def _rounding(twin: Twin, reading: Reading, seed: int) -> float:
+    """How far last-digit changes of the weights move the loss, with a margin.
+
+    |L| alone understates rounding where large terms cancel in the loss.
+    """
+    moves = [_last_digit_value(twin, seed + k) - reading.loss for k in range(_ROUNDING_SAMPLES)]
+    rounding = _ROUNDING_MARGIN * max(map(abs, moves))
+    # A jump or NaN on moving the last digit is no rounding; it must not loosen the tolerance.
+    return rounding if rounding <= max(1e-9 * abs(reading.loss), _ROUNDING_LIMIT) else 0.0
 
 
 def _last_digit_value(twin: Twin, seed: int) -> float:

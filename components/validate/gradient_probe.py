@@ -85,11 +85,13 @@ class Rung:
 
     @property
     def error(self) -> float:
+        """Distance between the two derivatives along the step."""
         return abs(self.numeric - self.analytic)
 
     @property
     def agrees(self) -> bool:
-        return self.error <= self.tolerance  # False for NaN
+        """True when the error is within the tolerance; False for NaN."""
+        return self.error <= self.tolerance
 
 
 @dataclass(frozen=True)

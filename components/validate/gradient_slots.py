@@ -74,6 +74,7 @@ class Reading:
 
     @property
     def finite(self) -> bool:
+        """True when the loss and every gradient are finite."""
         return math.isfinite(self.loss) and all(map(self.finite_for, self.gradients))
 
 

@@ -207,6 +207,36 @@ def test_a_fault_deep_inside_is_named_by_its_full_path() -> None:
     assert report.culprit == "block.1.1.1"
 
 
+def test_of_two_nan_gradients_the_most_downstream_is_named() -> None:
+    torch.manual_seed(0)
+    report = verified(Net(nn.Sequential(Overflowing(), Healthy(), Overflowing())))
+    assert report.culprit == "block.1.2"
+
+
+def test_modules_that_work_in_place_can_be_replayed() -> None:
+    torch.manual_seed(0)
+    report = verified(Net(nn.Sequential(Item(), nn.LeakyReLU(inplace=True))))
+    assert report.culprit == "block.1.0"
+
+
+def test_rounding_the_data_is_no_fault() -> None:
+    class Bins(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.round(3 * x)
+
+    class BinnedLate(Net):
+        def __init__(self, suspect: nn.Module) -> None:
+            super().__init__(suspect)
+            self.bins = Bins()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.bins(x)[:, :2]
+
+    torch.manual_seed(0)
+    assert verified(BinnedLate(Healthy())).passed
+    assert verified(BinnedLate(Item())).culprit == "block.1"
+
+
 def test_of_two_faults_the_most_downstream_is_named() -> None:
     torch.manual_seed(0)
     report = verified(Net(nn.Sequential(Item(), Healthy(), Applied(OnePercent))))
@@ -244,10 +274,14 @@ def test_a_loss_without_any_graph_is_broken_everywhere() -> None:
     assert len(failing(report)) == len(report.tensors)
 
 
-def test_a_fault_in_train_mode_only_is_found_from_eval_mode() -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_fault_in_train_mode_only_is_found_from_eval_mode(share: float) -> None:
     class Sly(Healthy):
+        """The same value in both modes, but in training only a share of the gradient."""
+
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.detach() if self.training else x)
+            cut = (share * x + (1 - share) * x.detach()) if share else x.detach()
+            return super().forward(cut if self.training else share * x + (1 - share) * x)
 
     torch.manual_seed(0)
     report = verified(Net(Sly()).eval())
@@ -329,6 +363,26 @@ def test_non_deterministic_loss_is_unverifiable(counted: bool) -> None:
     assert report.culprit is None and "noisier" in report.reason
 
 
+def test_noise_below_the_tolerance_does_not_matter() -> None:
+    source = torch.Generator().manual_seed(0)
+
+    def hum(model: nn.Module, batch: Tensor) -> Tensor:
+        return squared(model, batch) + 1e-15 * torch.rand((), generator=source)
+
+    torch.manual_seed(0)
+    assert verify_gradients(Net(Healthy()), hum, batches()).passed
+
+
+def test_a_loss_that_clears_gradients_breaks_accumulation() -> None:
+    def clearing(model: nn.Module, batch: Tensor) -> Tensor:
+        model.zero_grad()
+        return squared(model, batch)
+
+    torch.manual_seed(0)
+    report = verify_gradients(Net(Healthy()), clearing, batches())
+    assert checks_failed(report) == ["accumulation_adds"]
+
+
 def test_gradients_that_zero_grad_does_not_clear() -> None:
     class Sticky(Net):
         def zero_grad(self, set_to_none: bool = True) -> None:
@@ -340,13 +394,16 @@ def test_gradients_that_zero_grad_does_not_clear() -> None:
     assert not report.passed
 
 
-def test_a_forward_that_writes_to_a_parameter() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_a_forward_that_writes_to_a_parameter(training: bool) -> None:
     class Writer(Healthy):
         def forward(self, x: Tensor) -> Tensor:
-            self.bias.data.mul_(0.9)
+            if self.training:
+                self.bias.data.mul_(0.9)
             return super().forward(x)
 
     torch.manual_seed(0)
-    report = verified(Net(Writer()))
+    report = verified(Net(Writer()).train(training))
     assert "forward_keeps_parameters" in checks_failed(report)
+    assert "block.1.bias" in report.checks[3].detail
     assert not report.passed

