@@ -1,10 +1,11 @@
 """One run of ``retrain`` in this process, from the request to the summary."""
 
+import contextlib
 import time
 
 from components.adapters.mlflow_registry import CHAMPION, Registry
 from components.adapters.mlflow_tracking import connect
-from components.adapters.prefect_runtime import flush_prefect, quiet_console
+from components.adapters.prefect_runtime import flush_prefect, quiet_console, without_heartbeat
 from components.adapters.prefect_server import EmbeddedServer
 from components.errors import GateError
 from components.pipeline import Pipeline, load_pipeline
@@ -27,16 +28,18 @@ def execute(
     pipeline = load_pipeline(request.pipeline)
     resolve_config(pipeline, request.seed, request.assignments)
     quiet_console()
+    connect(settings)
     if server is not None:
         server.wait()
     try:
-        decision = retrain(
-            pipeline=request.pipeline,
-            as_of=request.as_of or DEFAULT_AS_OF,
-            seed=request.seed,
-            settings=list(request.assignments),
-            force=request.force,
-        )
+        with without_heartbeat() if server is not None else contextlib.nullcontext():
+            decision = retrain(
+                pipeline=request.pipeline,
+                as_of=request.as_of or DEFAULT_AS_OF,
+                seed=request.seed,
+                settings=list(request.assignments),
+                force=request.force,
+            )
     except GateError as error:
         if error.rejection is None:
             raise

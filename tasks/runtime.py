@@ -16,6 +16,7 @@ from components.errors import AssayError, GateError, InfrastructureError
 from components.records import Artifact, Job, Record, Rejection, Stage, StageRecord, mlflow_run
 from components.settings import Settings, load_settings
 from components.state import storage_errors
+from components.threads import single_threaded
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -135,22 +136,6 @@ def _close(space: Workspace, decision: str, error: BaseException) -> None:
         space.tracking.finish(space.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
     except InfrastructureError as second:
         space.log.warning("The MLflow run could not be closed: %s", second)
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """Keep PyTorch to one thread: on small tensors more threads wait for each other.
-
-    Training sets its own number inside.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def log_metrics_of(metrics: Mapping[str, float]) -> str:

@@ -1,7 +1,8 @@
 """Prefect inside a run: logger, artifacts, blocks, and the refusal to unpickle."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from components.errors import AssayError, ConfigError
@@ -106,6 +107,18 @@ def quiet_console() -> None:
         logging.getLogger(name).addFilter(_OneParagraph())
     for name in ("torch.onnx", "onnxscript", "httpx", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def without_heartbeat() -> Iterator[None]:
+    """Send no heartbeats: a server that dies with the run has nobody who would miss them.
+
+    The thread that sends them sleeps in whole seconds, and a run that ends waits for it.
+    """
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def flush_prefect() -> None:

@@ -1,0 +1,104 @@
+"""The whole chain as a bare script: the same functions as the flow, without Prefect.
+
+Usage: python benchmarks/bare_chain.py PIPELINE HOME SEED
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from components.adapters.mlflow_registry import CHAMPION, Registry
+from components.adapters.mlflow_tracking import connect
+from components.data.rows import Dataset, load_dataset
+from components.decide.promotion import Contender, judge
+from components.evaluate import score_rows
+from components.export.golden import read_golden
+from components.export.predictors import OnnxPredictor
+from components.export.run import run_export
+from components.pipeline import Pipeline, load_pipeline
+from components.plan import open_source, plan_job
+from components.register.tags import consumer_requirements
+from components.settings import load_settings
+from components.smoke_test.runner import run_smoke_test
+from components.state import make_root
+from components.threads import single_threaded
+from components.train.run import load_model, run_training
+from components.validate.run import collect_evidence
+
+
+def main(name: str, home: Path, seed: int) -> None:
+    """Train, validate, export, register, smoke-test and decide, one after the other."""
+    started = time.perf_counter()
+    settings = load_settings(home=home)
+    make_root(settings.root)
+    pipeline = load_pipeline(name)
+    job = plan_job(pipeline, settings.root, seed=seed)
+    config = type(pipeline.config).model_validate(job.config)
+    tracking = connect(settings)
+    registry = Registry(tracking, name)
+    with tempfile.TemporaryDirectory() as temporary, single_threaded():
+        folder = Path(temporary)
+        run_id = tracking.start_run(name, "bare", {}, job.config)
+        data = load_dataset(open_source(pipeline, settings.root), job.as_of, pipeline.features)
+        _, files = run_training(
+            pipeline,
+            config,
+            data.train,
+            folder,
+            on_epoch=lambda epoch: tracking.log_metrics(
+                run_id,
+                {"train_loss": epoch.train_loss, "validation_loss": epoch.validation_loss},
+                step=epoch.number,
+            ),
+        )
+        for path in (files.weights, files.encoding, files.loss_curve):
+            tracking.put(run_id, path, "train")
+        model, encoding = load_model(pipeline, config, files.encoding, files.weights)
+        evidence = collect_evidence(
+            pipeline, model, encoding, data.train, data.holdout, seed=job.seed
+        )
+        evidence.require_passed()
+        for report in (evidence.contract, evidence.gradients, evidence.gates):
+            path = folder / f"{type(report).__name__}.json"
+            path.write_text(report.model_dump_json(indent=1))
+            tracking.put(run_id, path, "validate")
+        tracking.log_metrics(run_id, evidence.metrics)
+        exported, _ = run_export(model, encoding, data.holdout, job, folder)
+        onnx = tracking.put(run_id, exported.onnx, "export")
+        tracking.put(run_id, exported.golden, "export")
+        tracking.put(run_id, exported.parity, "export")
+        inputs, _ = read_golden(exported.golden)
+        predictor = OnnxPredictor(exported.onnx.read_bytes())
+        version = registry.create(
+            run_id,
+            exported.onnx,
+            metadata=predictor.metadata,
+            example={key: array[:2] for key, array in inputs.items()},
+            requirements=consumer_requirements(),
+            tags={"onnx_sha256": onnx.sha256},
+        )
+        path = registry.download(version.number, folder / "candidate")
+        run_smoke_test(path, sha256=onnx.sha256, golden=exported.golden)
+        candidate = _contender(pipeline, version.number, path, data)
+        holder = registry.by_alias(CHAMPION)
+        champion = None
+        if holder is not None:
+            held = registry.download(holder.number, folder / "champion")
+            champion = _contender(pipeline, holder.number, held, data)
+        judgement = judge(pipeline, candidate, champion, data.holdout.num_rows)
+        if judgement.verdict == "promoted":
+            registry.set_alias(CHAMPION, version.number)
+        tracking.finish(run_id, "FINISHED")
+    print(json.dumps({"seconds": time.perf_counter() - started, "reason": judgement.reason}))
+
+
+def _contender(pipeline: Pipeline, version: int, path: Path, data: Dataset) -> Contender:
+    predictor = OnnxPredictor(path.read_bytes())
+    metrics = score_rows(pipeline, predictor, predictor.encoding, data.holdout)
+    return Contender(version, metrics)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
