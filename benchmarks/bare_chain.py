@@ -60,8 +60,8 @@ def main(name: str, home: Path, seed: int) -> None:
             pipeline, model, encoding, data.train, data.holdout, seed=job.seed
         )
         evidence.require_passed()
-        for report in (evidence.contract, evidence.gradients, evidence.gates):
-            path = folder / f"{type(report).__name__}.json"
+        for key, report in evidence.reports().items():
+            path = folder / f"{key}.json"
             path.write_text(report.model_dump_json(indent=1))
             tracking.put(run_id, path, "validate")
         tracking.log_metrics(run_id, evidence.metrics)

@@ -75,4 +75,7 @@ class GateError(AssayError):
         self.culprit = culprit
         self.metrics = dict(metrics or {})
         self.rejection: Rejection | None = None
-        super().__init__(f"{stage} rejected the candidate: " + "; ".join(self.failures))
+        super().__init__(stage, self.failures)  # what a copy is made from
+
+    def __str__(self) -> str:
+        return f"{self.stage} rejected the candidate: " + "; ".join(self.failures)

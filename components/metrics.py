@@ -58,6 +58,7 @@ def class_metrics(scored: Scored, output: str) -> dict[str, float]:
 
 
 def group_rows(rows: pa.Table, column: str) -> dict[str, npt.NDArray[np.int64]]:
-    """Row numbers of each value of a string column, values sorted."""
-    values = np.asarray(rows.column(column).to_pylist())
-    return {str(value): np.flatnonzero(values == value) for value in np.unique(values)}
+    """Row numbers of each value of a string column, values sorted; a missing value is none."""
+    values = rows.column(column).to_numpy()
+    known = sorted(set(rows.column(column).drop_null().to_pylist()))
+    return {value: np.flatnonzero(values == value) for value in known}

@@ -19,6 +19,7 @@ from components.data.encoding import Features
 from components.errors import AssayError, ConfigError
 from components.pipeline_entries import GROUP, pipeline_entries
 from components.train.config import TrainConfig
+from components.validate.gradient_report import Waiver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class Pipeline:
         metric: The metric that decides between candidate and champion; higher is better.
         margin: How much worse than the champion a candidate may be and still replace it.
         dated: Whether ``as_of`` selects rows.
+        waivers: Tensors whose gradient differs on purpose, each with its reason.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Pipeline:
     metric: str
     margin: float
     dated: bool
+    waivers: tuple[Waiver, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a pipeline whose decision or gates could not be made."""

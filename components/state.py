@@ -17,6 +17,8 @@ _STORAGE = {
     errno.EFBIG,
     errno.EIO,
     errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
     errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,

@@ -1,5 +1,7 @@
 """Decide: candidate against champion on the same rows, both through ONNX Runtime."""
 
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,7 +45,9 @@ def decide(tested: SmokeTestedModel) -> Decision:
         candidate = _contender(pipeline, onnx_file, sha256, rows, registered.version)
         with exclusive(space.settings.root, f"promote-{registry.model}"):
             holder = registry.by_alias(CHAMPION)
-            champion = _champion(pipeline, registry, holder, candidate, rows, space.folder)
+            champion = _champion(
+                pipeline, registry, holder, candidate, rows, job.as_of, space.folder
+            )
             judgement = judge(pipeline, candidate, champion, rows.num_rows)
             if champion is not candidate:  # a champion keeps the reason it was promoted for
                 _apply(registry, candidate.version, judgement)
@@ -88,6 +92,7 @@ def _champion(
     holder: Version | None,
     candidate: Contender,
     rows: pa.Table,
+    as_of: date,
     folder: Path,
 ) -> Contender | None:
     if holder is None:
@@ -96,7 +101,10 @@ def _champion(
         return candidate
     onnx_file = registry.download(holder.number, folder / "champion")
     sha256 = holder.tags.get("onnx_sha256", "")
-    return _contender(pipeline, onnx_file, sha256, rows, holder.number)
+    champion = _contender(pipeline, onnx_file, sha256, rows, holder.number)
+    # Dates written YYYY-MM-DD compare as text.
+    later = pipeline.dated and holder.tags.get("as_of", "") > str(as_of)
+    return replace(champion, trained_later=later)
 
 
 def _apply(registry: Registry, version: int, judgement: Judgement) -> None:

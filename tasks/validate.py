@@ -34,21 +34,16 @@ def validate(trained: TrainedModel) -> ValidatedModel:
         evidence = collect_evidence(
             pipeline, model, encoding, data.train, data.holdout, seed=job.seed
         )
-        reports = {
-            "contract_report": evidence.contract,
-            "gradient_report": evidence.gradients,
-            "gates_report": evidence.gates,
-        }
         kept = {
             name: space.put(f"{name}.json", report.model_dump_json(indent=1))
-            for name, report in reports.items()
+            for name, report in evidence.reports().items()
         }
         space.tracking.log_metrics(trained.run_id, evidence.metrics)
-        evidence.require_passed()
+        gradients, _ = evidence.require_passed()
         space.log.info(
             "Validated: %d contract checks, %d parameter tensors, %s",
             len(evidence.contract.checks),
-            len(evidence.gradients.tensors),
+            len(gradients.tensors),
             log_metrics_of(evidence.metrics),
         )
         return space.keep(

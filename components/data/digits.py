@@ -64,13 +64,13 @@ class DigitsSource(DataSource):
         """Yield the images of a split in the order of the original."""
         path = self._folder / f"{split}.parquet"
         try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
+            table = pq.read_table(path).cast(SCHEMA)
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"prepared data must be readable; {path} is not: {error}. Delete the folder "
                 f"{self._folder}; the next run prepares it again."
             ) from error
-        yield from table.cast(SCHEMA).to_batches()
+        yield from table.to_batches()
 
     def excluded(self, as_of: date) -> Mapping[str, int]:
         """Every image is used."""

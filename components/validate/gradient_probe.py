@@ -5,6 +5,10 @@ delta = h (||w|| + 0.05 sqrt(n)) z / ||z||, and (L(w + delta) - L(w - delta)) / 
 <g, delta>. One Gaussian direction sees an error in any element (cf. `jax.test_util.check_grads`);
 torch's own fast gradcheck scales its tolerance by the projection and passes gross errors on large
 tensors. The absolute part of the step keeps faults in zero-initialised tensors visible.
+
+Allowed are 1e-6 max(||g|| ||delta|| / sqrt(n), |difference|) + 50 eps |L| plus measured noise.
+On disagreement h goes down a ladder from 1e-4: where a kink (ReLU, max) lies within the step, the
+error relative to the step shrinks with h; where the gradient is wrong, it stays.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ class Outcome(Enum):
 
     AGREES = auto()
     UNRESOLVED = auto()  # agrees at once, but both are below what rounding lets one see
-    HIDDEN = auto()  # disagrees until the step is so small that rounding hides everything
+    HIDDEN = auto()  # cannot be seen: below rounding after a disagreement, or a loss flat at zero
     SILENT = auto()
     BROKEN_PATH = auto()
     SURROGATE = auto()
@@ -237,6 +241,9 @@ def _agreement(
 ) -> Comparison:
     rung = ladder[-1]
     if gradient is None or not bool(gradient.any()):
+        if gradient is not None and reading.loss == 0.0:
+            # A satisfied hinge: flat, with nothing to tell a used tensor from an unused one.
+            return Comparison(Outcome.HIDDEN, rung)
         reacts = _reacts_beyond_plateau(slot, direction, point, reading, rung)
         return Comparison(Outcome.BROKEN_PATH if reacts else Outcome.SILENT, rung)
     if rung.floor <= RESOLVED_SHARE * rung.scale:

@@ -127,7 +127,7 @@ def _require_arguments(model: nn.Module, batches: Sequence[Any]) -> None:
             f"every parameter must hold values; got {len(unready)} lazy or meta parameters. "
             "Run one forward or load the weights first."
         )
-    if not any(p.requires_grad for p in parameters):
+    if not any(p.requires_grad and p.numel() for p in parameters):
         raise ValueError(
             "model must have at least one registered parameter with requires_grad=True; got "
             f"{len(parameters)} parameters, none of them trainable, in {type(model).__name__}. "

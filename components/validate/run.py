@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from components.contract import Model
@@ -23,32 +24,52 @@ from components.validate.gradients import verify_gradients
 CONTRACT_ROWS = (8, 5, 3)
 GRADIENT_ROWS = 4
 BATCHES = 3
+SCORABLE = ("conformance", "metadata", "inputs", "outputs", "finite")
+"""Contract checks without which there is nothing to score."""
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the gates found; complete whether they passed or not."""
+    """What the gates found; complete whether they passed or not.
+
+    ``gradients`` is None when the model's own code failed in float64, ``gates`` when the contract
+    report says that there are no outputs that could be scored; ``trouble`` then says why.
+    """
 
     contract: ContractReport
-    gradients: GradientReport
-    gates: GatesReport
+    gradients: GradientReport | None
+    gates: GatesReport | None
     metrics: dict[str, float]
+    trouble: tuple[str, ...] = ()
 
-    def require_passed(self) -> None:
-        """Raise once, with every failure of every gate.
+    def reports(self) -> dict[str, BaseModel]:
+        """Every report that there is, by name."""
+        named = {
+            "contract_report": self.contract,
+            "gradient_report": self.gradients,
+            "gates_report": self.gates,
+        }
+        return {name: report for name, report in named.items() if report is not None}
+
+    def require_passed(self) -> tuple[GradientReport, GatesReport]:
+        """Raise once, with every failure of every gate, or give the reports that were optional.
 
         Raises:
             GateError: At least one gate said no.
         """
         failures = [f"contract: {failure}" for failure in self.contract.failures]
-        if not self.gradients.passed:
+        failures += [f"gradients: {trouble}" for trouble in self.trouble]
+        if self.gradients is not None and not self.gradients.passed:
             failures.append(f"gradients: {self.gradients.reason}")
-        failures += [f"quality: {failure}" for failure in self.gates.failures]
-        if failures:
-            culprit = self.contract.culprit or self.gradients.culprit
+        if self.gates is not None:
+            failures += [f"quality: {failure}" for failure in self.gates.failures]
+        if failures or self.gradients is None or self.gates is None:
+            blamed = self.gradients.culprit if self.gradients is not None else None
+            culprit = self.contract.culprit or blamed
             raise GateError("validate", failures, culprit=culprit, metrics=self.metrics)
+        return self.gradients, self.gates
 
 
 def collect_evidence(
@@ -71,14 +92,27 @@ def collect_evidence(
         seed: Of the random directions of the gradient check.
     """
     contract = verify_contract(model, contract_batches(encoding, train))
-    gradients = verify_gradients(
-        model, _loss_of(pipeline), gradient_batches(pipeline, encoding, train), seed=seed
-    )
+    gradients, trouble = _check_gradients(pipeline, model, encoding, train, seed)
     metrics: dict[str, float] = {}
-    if contract.passed:
+    gates = None
+    if all(check.passed for check in contract.checks if check.name in SCORABLE):
         metrics = score_rows(pipeline, TorchPredictor(model), encoding, holdout)
-    gates = check_gates(pipeline.gates, metrics)
-    return Evidence(contract, gradients, gates, metrics)
+        gates = check_gates(pipeline.gates, metrics)
+    return Evidence(contract, gradients, gates, metrics, trouble)
+
+
+def _check_gradients(
+    pipeline: Pipeline, model: Model, encoding: Encoding, train: pa.Table, seed: int
+) -> tuple[GradientReport | None, tuple[str, ...]]:
+    batches = gradient_batches(pipeline, encoding, train)
+    try:
+        report = verify_gradients(
+            model, _loss_of(pipeline), batches, seed=seed, waivers=pipeline.waivers
+        )
+    except Exception as error:  # noqa: BLE001  the model's own code may raise anything
+        what = f"{type(error).__name__}: {error}"
+        return None, (f"forward and backward must run in float64; they raised {what}",)
+    return report, ()
 
 
 def contract_batches(encoding: Encoding, rows: pa.Table) -> list[tuple[Tensor, ...]]:

@@ -41,7 +41,7 @@ def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_the_year_has_its_known_counts(whole_year: Path) -> None:
     status: Counter[str] = Counter()
-    for month in json.loads((whole_year / "manifest.json").read_text()).values():
+    for month in json.loads((whole_year / "manifest.json").read_text())["months"].values():
         status.update(month["status"])
     assert status == {"flown": 327_346, "cancelled": 8_255, "diverted": 1_175}
     source = FlightsSource(whole_year)
@@ -141,7 +141,9 @@ def test_preparing_twice_writes_once_and_leaves_nothing_else(origin: Path, tmp_p
     source.prepare()
     assert files_of(folder) == before
     assert [p.name for p in folder.parent.iterdir()] == ["flights"]
-    assert sorted(before) == sorted([*(f"2013-{m:02d}.parquet" for m in range(1, 13)), "manifest.json"])
+    assert sorted(before) == sorted(
+        [*(f"2013-{m:02d}.parquet" for m in range(1, 13)), "manifest.json"]
+    )
 
 
 def test_preparing_mends_a_folder_without_manifest(origin: Path, prepared: Path) -> None:
@@ -204,29 +206,35 @@ def test_every_flipped_bit_of_a_month_is_refused(prepared: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "{}", "[]", "null", '{"2013-01": {}}', '{"2013-01": 7}', '{"last": {"sha256": "x"}}'],
+    [
+        "",
+        "{",
+        "{}",
+        "[]",
+        "null",
+        '{"months": {}}',
+        '{"months": {}, "sha256": "0"}',
+        '{"months": 7, "sha256": 7}',
+    ],
 )
 def test_a_manifest_of_another_form_is_refused(prepared: Path, content: str) -> None:
     (prepared / "manifest.json").write_text(content)
     assert "manifest.json" in damaged(prepared)
 
 
-def test_every_flipped_bit_of_a_manifest_that_matters_is_refused(prepared: Path) -> None:
+def test_every_flipped_bit_of_a_manifest_is_refused(prepared: Path) -> None:
     path = prepared / "manifest.json"
     good = path.read_bytes()
-    known = json.loads(good)
-    for place in range(0, len(good), 7):
+    for place in range(0, len(good), 3):
         bad = bytearray(good)
         bad[place] ^= 1 << (place % 7)
         path.write_bytes(bytes(bad))
-        source = FlightsSource(prepared)
         try:
-            source.window(NEW_YEAR)
-            rows = rows_of(source).num_rows
-        except DataError:
-            continue
-        # What passes changed white space or a count, never the rows that are read.
-        assert rows == sum(month["status"]["flown"] for month in known.values()), f"byte {place}"
+            same = json.loads(bad) == json.loads(good)
+        except ValueError:
+            same = False
+        if not same:  # white space may differ
+            assert "manifest.json" in damaged(prepared), f"byte {place}"
 
 
 def test_a_manifest_that_is_not_text_is_refused(prepared: Path) -> None:

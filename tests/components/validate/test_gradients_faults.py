@@ -363,6 +363,16 @@ def test_non_deterministic_loss_is_unverifiable(counted: bool) -> None:
     assert report.culprit is None and "noisier" in report.reason
 
 
+def test_a_loss_that_is_flat_at_zero_is_unverifiable() -> None:
+    def satisfied(model: nn.Module, batch: Tensor) -> Tensor:
+        return functional.relu(squared(model, batch) - 1e3)
+
+    torch.manual_seed(0)
+    report = verify_gradients(Net(Healthy()), satisfied, batches())
+    assert not report.passed
+    assert {t.verdict for t in report.tensors} == {Verdict.UNVERIFIABLE}
+
+
 def test_noise_below_the_tolerance_does_not_matter() -> None:
     source = torch.Generator().manual_seed(0)
 

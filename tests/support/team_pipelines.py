@@ -1,0 +1,160 @@
+"""Small pipelines of an imaginary team, good and broken ones; copied to a folder of its own.
+
+Legend: B = batch, F = features.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from components.contract import DataSource, Model, ModelMetadata, Split, TensorSpec
+from components.data.encoding import Encoding, Features
+from components.metrics import class_metrics
+from components.pipeline import Pipeline, QualityGate
+from components.train.config import TrainConfig
+
+COLUMNS = ("a", "b", "c")
+ROWS = {"train": 300, "holdout": 100}
+
+
+@final
+class Synthetic(DataSource):
+    """Label 1 where ``a + b > c``; ``fault`` spoils the rows in a way that its name says."""
+
+    def __init__(self, folder: Path, fault: str = "") -> None:
+        self._fault = fault
+
+    def schema(self) -> pa.Schema:
+        columns = COLUMNS[:-1] if self._fault == "no column" else COLUMNS
+        return pa.schema(
+            [*(pa.field(name, pa.float32()) for name in columns), pa.field("label", pa.int8())]
+        )
+
+    def prepare(self) -> None:
+        pass
+
+    def window(self, as_of: date) -> str:
+        return "300 rows, hold out 100"
+
+    def batches(self, split: Split, as_of: date) -> Iterator[pa.RecordBatch]:
+        generator = np.random.default_rng(list(ROWS).index(split))
+        values = generator.normal(size=(ROWS[split], 3)).astype(np.float32)
+        labels = (values[:, 0] + values[:, 1] > values[:, 2]).astype(np.int8)
+        if self._fault == "label":
+            labels[5] = 7
+        if self._fault == "nan":
+            values[:, 2] = np.nan
+        columns = {**dict(zip(COLUMNS, values.T, strict=True)), "label": labels}
+        yield pa.record_batch({name: columns[name] for name in self.schema().names})
+
+    def excluded(self, as_of: date) -> Mapping[str, int]:
+        return {}
+
+
+class Network(Model):
+    """Two layers, in which only ``forward`` is left open."""
+
+    def __init__(self, encoding: Encoding, config: TrainConfig) -> None:
+        super().__init__()
+        self._inputs = encoding.specs()
+        self.first = nn.Linear(3, 8)
+        self.last = nn.Linear(8, 2)
+
+    def predict(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (torch.softmax(self(*inputs), dim=1),)
+
+    def get_model_metadata(self) -> ModelMetadata:
+        return ModelMetadata(
+            inputs=self._inputs,
+            outputs=(TensorSpec(name="probabilities", dtype="float32", shape=("batch", 2)),),
+            classes=("no", "yes"),
+            description="whether a + b > c",
+        )
+
+
+@final
+class Good(Network):
+    """As it should be."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(inputs[0])))
+
+
+@final
+class Detached(Network):
+    """The first layer gets no gradient."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(inputs[0])).detach())
+
+
+@final
+class Bypassing(Network):
+    """A submodule is called so that its hooks do not fire."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first.forward(inputs[0])))
+
+
+@final
+class Incomplete(Model):
+    """There is no ``predict``."""
+
+    def __init__(self, encoding: Encoding, config: TrainConfig) -> None:
+        super().__init__()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0]
+
+    def get_model_metadata(self) -> ModelMetadata:
+        raise NotImplementedError
+
+
+def slow_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """As slow as the environment says."""
+    time.sleep(float(os.environ.get("TEAM_SLEEP_S", "0")))
+    return nn.functional.cross_entropy(logits, labels)
+
+
+def make(
+    name: str, model: type[Model] = Good, *, fault: str = "", minimum: float = 0.0
+) -> Pipeline:
+    return Pipeline(
+        name=name,
+        description="a test's pipeline",
+        source=functools.partial(Synthetic, fault=fault),
+        features=Features(label="label", classes=2, numeric=COLUMNS),
+        model=model,
+        loss=slow_loss,
+        config=TrainConfig(epochs=2, batch_size=32, learning_rate=0.05, device="cpu"),
+        metrics=lambda scored: class_metrics(scored, "probabilities"),
+        gates=(QualityGate(metric="accuracy", minimum=minimum),),
+        metric="accuracy",
+        margin=0.0,
+        dated=False,
+    )
+
+
+tiny = make("tiny")
+rivals = make("rivals")
+tampered = make("tampered")
+deployed = make("deployed")
+forged = make("forged")
+slow = make("slow")
+incomplete = make("incomplete", Incomplete)
+detached = make("detached", Detached)
+bypassing = make("bypassing", Bypassing)
+poor = make("poor", minimum=1.01)
+no_column = make("no_column", fault="no column")
+bad_label = make("bad_label", fault="label")
+all_nan = make("all_nan", fault="nan")
+not_a_pipeline = "a string"
