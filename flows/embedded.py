@@ -11,6 +11,7 @@ from components.errors import GateError
 from components.pipeline import Pipeline, load_pipeline
 from components.plan import DEFAULT_AS_OF, resolve_config
 from components.settings import Settings
+from components.train.engine import choose_device
 from flows.commands import Request
 from flows.retrain import retrain
 from flows.summary import RunSummary, summarise, summarise_rejection
@@ -26,7 +27,9 @@ def execute(
         InfrastructureError: MLflow or Prefect cannot be used.
     """
     pipeline = load_pipeline(request.pipeline)
-    resolve_config(pipeline, request.seed, request.assignments)
+    choose_device(resolve_config(pipeline, request.seed, request.assignments))
+    if request.as_of is not None and not pipeline.dated:
+        print(f"assay: --as-of is ignored: the data of {pipeline.name} has no dates.")
     quiet_console()
     connect(settings)
     if server is not None:
