@@ -108,7 +108,8 @@ def dispatch(arguments: argparse.Namespace) -> int:
     """Carry out a parsed command and return its exit status."""
     match arguments.command:
         case "run":
-            from flows.commands import Request, run
+            from flows.commands import run
+            from flows.request import Request
 
             return run(
                 Request(

@@ -5,8 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import date
 
 from components.adapters.mlflow_tracking import check_mlflow, configure_mlflow
 from components.adapters.prefect_server import EmbeddedServer, run_environment
@@ -14,18 +12,7 @@ from components.errors import GateError
 from components.pipeline_entries import pipeline_entries
 from components.settings import Settings, load_settings
 from components.state import make_root, prefect_folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the command line asked for."""
-
-    pipeline: str
-    as_of: date | None
-    seed: int
-    assignments: tuple[str, ...]
-    force: bool
-    as_json: bool
+from flows.request import Request
 
 
 def run(request: Request) -> int:

@@ -12,7 +12,7 @@ from components.pipeline import Pipeline, load_pipeline
 from components.plan import DEFAULT_AS_OF, resolve_config
 from components.settings import Settings
 from components.train.engine import choose_device
-from flows.commands import Request
+from flows.request import Request
 from flows.retrain import retrain
 from flows.summary import RunSummary, summarise, summarise_rejection
 

@@ -64,6 +64,7 @@ def reproducible(config: TrainConfig) -> Iterator[None]:
     """Seed every generator, fix threads and algorithms, and put all of it back afterwards."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     # cuBLAS reads this when its first handle is made; without it matrix products may differ.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with torch.random.fork_rng():
@@ -73,7 +74,7 @@ def reproducible(config: TrainConfig) -> Iterator[None]:
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(deterministic)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             torch.set_num_threads(threads)
 
 
@@ -154,12 +155,17 @@ def train_model(
         on_epoch(epoch)
         if best is None or epoch.validation_loss < best.validation_loss:
             best = epoch
-            best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+            best_state = {k: _copy(v) for k, v in model.state_dict().items()}
         if number - best.number >= config.patience:
             break
     assert best is not None, "epochs is at least 1"
     model.to("cpu").load_state_dict(best_state)
     return Trained(best_state, tuple(history), best, str(device))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """On the CPU and contiguous, which is how safetensors takes it."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 @torch.inference_mode()

@@ -165,7 +165,7 @@ class Scripted(nn.Module):
         if self.training:
             return self.weight.expand(len(inputs))
         self.epoch += 1
-        return torch.full((len(inputs),), self.losses[int(self.epoch) - 1])
+        return torch.full((len(inputs),), float(self.losses[int(self.epoch) - 1]))
 
 
 def script(rows: tuple[Tensor, Tensor], losses: list[float], patience: int) -> Trained:
@@ -268,7 +268,7 @@ def test_hooks_fire_in_every_step(rows: tuple[Tensor, Tensor]) -> None:
 
     model = network()
     model.register_forward_hook(forward)
-    model.register_full_backward_hook(backward)
+    model[-1].register_full_backward_hook(backward)
     train_model(model, nn.functional.cross_entropy, [rows[0]], rows[1], CONFIG)
     steps = 3 * 4  # three epochs of 59 rows in batches of 16
     assert calls == {"forward": steps + 3, "training": steps, "backward": steps}
