@@ -96,11 +96,19 @@ class Registry:
         import mlflow.onnx
         import onnx
 
+        # log_model has no argument for the store: it asks the process-wide setting.
+        mlflow.set_tracking_uri(self._tracking.uri)
         with mlflow_errors(self._tracking.uri):
+            run = self._client.get_run(run_id)
+            # Left to itself, log_model files it under the default experiment, in ./mlruns.
+            logged = self._client.create_logged_model(
+                run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params
+            )
             info = mlflow.onnx.log_model(
                 onnx.load(onnx_file, load_external_data=False),
                 name="model",
                 run_id=run_id,
+                model_id=logged.model_id,
                 signature=_signature(metadata),
                 input_example={name: np.asarray(array) for name, array in example.items()},
                 pip_requirements=list(requirements),
@@ -126,7 +134,11 @@ class Registry:
 
         uri = f"models:/{self.model}/{version}"
         with mlflow_errors(self._tracking.uri):
-            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(into)))
+            folder = Path(
+                mlflow.artifacts.download_artifacts(
+                    uri, dst_path=str(into), tracking_uri=self._tracking.uri
+                )
+            )
         path = folder / MODEL_FILE
         if not path.is_file():
             raise InfrastructureError(
