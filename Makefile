@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup retrain test mlflow prefect lock clean help
+.PHONY: setup retrain test mlflow prefect serve lock clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ mlflow: setup ## MLflow's pages on the embedded store, at http://127.0.0.1:5000
 
 prefect: setup ## Prefect's pages on the embedded database, at http://127.0.0.1:4200
 	DO_NOT_TRACK=true PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_HOME=$(STATE)/prefect $(BIN)/prefect server start
+
+serve: setup ## Prefect and MLflow servers and a worker with every deployment, until Ctrl-C
+	@$(BIN)/honcho --procfile deploy/Procfile --app-root . start
 
 lock: setup ## resolve requirements.lock anew
 	$(BIN)/python -m pip install --quiet uv

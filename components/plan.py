@@ -1,5 +1,6 @@
 """From a request to a job: every name resolved, every input digested, nothing trained yet."""
 
+import functools
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -102,22 +103,38 @@ def plan_job(
 def code_digest(pipeline: Pipeline) -> str:
     """Digest of assay's own code, of the pipeline's, and of the engines' versions."""
     own = Path(__file__).resolve().parent
-    sources = digest_sources([own, own.parent / "tasks", _code_of(pipeline)])
-    return digest_json([sources, {name: version(name) for name in _ENGINES}])
+    sources = digest_sources([own, own.parent / "tasks", *_code_of(pipeline)])
+    # The object itself may stand in a package that none of its parts comes from.
+    declared = repr(
+        (pipeline.features, pipeline.gates, pipeline.metric, pipeline.margin, pipeline.waivers)
+    )
+    return digest_json([sources, declared, {name: version(name) for name in _ENGINES}])
 
 
-def _code_of(pipeline: Pipeline) -> Path:
-    """The top-level package that defines the model, or its one file."""
-    top = sys.modules[pipeline.model.__module__.partition(".")[0]]
-    file = getattr(top, "__file__", None)
-    assert file is not None, "a model's class comes from a file"
-    path = Path(file).resolve()
+def _code_of(pipeline: Pipeline) -> set[Path]:
+    """Where the pipeline's parts are defined; Python and the engines count by version."""
+    parts = [pipeline.source, pipeline.loss, pipeline.metrics]
+    modules = {pipeline.model.__module__, type(pipeline.config).__module__}
+    for part in parts:
+        function = part.func if isinstance(part, functools.partial) else part
+        modules.add(function.__module__)
+    versioned = {*_ENGINES, *sys.stdlib_module_names}
+    return {_package_of(name) for name in modules if name.partition(".")[0] not in versioned}
+
+
+def _package_of(module: str) -> Path:
+    """The folder of a module's top-level package, or its one file."""
+    top = sys.modules[module.partition(".")[0]]
+    file = Path(sys.modules[module].__file__ or "").resolve()
+    if getattr(top, "__file__", None) is None:  # no __init__.py: it may have several folders
+        return next(p for p in (Path(p).resolve() for p in top.__path__) if p in file.parents)
+    path = Path(top.__file__ or "").resolve()
     return path.parent if path.name == "__init__.py" else path
 
 
 def code_revision(pipeline: Pipeline) -> str:
     """The git commit of the pipeline's code, ``+changes`` if not clean; else ``unknown``."""
-    folder = _code_of(pipeline).parent
+    folder = _package_of(pipeline.model.__module__).parent
     head = _git(folder, "rev-parse", "HEAD")
     if not head:
         return "unknown"

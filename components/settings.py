@@ -5,11 +5,11 @@ a secrets directory, then further sources such as a Prefect block. Secrets stay 
 call that needs them.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -66,14 +66,31 @@ def load_settings(blocks: Mapping[str, Any] | None = None, **arguments: Any) -> 
         arguments: Values that outrank every source.
 
     Raises:
-        ConfigError: A setting has the wrong type or is outside its range.
+        ConfigError: A setting has the wrong type or is outside its range, the secrets directory is
+            absent, or ``.env`` is not text.
     """
-    directory = os.environ.get(PREFIX + "SECRETS_DIR") or None
-    if directory is not None and not Path(directory).is_dir():
+    try:
+        settings = _read(blocks or {}, arguments, secrets_dir=None)
+        if not settings.secrets_dir:
+            return settings
+        if not Path(settings.secrets_dir).is_dir():
+            raise ConfigError(
+                f"{PREFIX}SECRETS_DIR must name a folder; got {settings.secrets_dir!r}. Create it "
+                "or unset it."
+            )
+        return _read(blocks or {}, arguments, secrets_dir=settings.secrets_dir)
+    except ValidationError as error:
+        raise ConfigError(describe_validation(error, PREFIX)) from None
+    except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{PREFIX}SECRETS_DIR must name a folder; got {directory!r}. Create it or unset it."
-        )
+            f".env and secrets must be text in UTF-8; got a byte that is not: {error.reason} at "
+            f"position {error.start}. Save the file anew."
+        ) from None
 
+
+def _read(
+    blocks: Mapping[str, Any], arguments: Mapping[str, Any], secrets_dir: str | None
+) -> Settings:
     class WithSources(Settings):
         @classmethod
         def settings_customise_sources(
@@ -84,13 +101,12 @@ def load_settings(blocks: Mapping[str, Any] | None = None, **arguments: Any) -> 
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            last = InitSettingsSource(settings_cls, init_kwargs=dict(blocks or {}))
+            last = InitSettingsSource(settings_cls, init_kwargs=dict(blocks))
             return (init_settings, env_settings, dotenv_settings, file_secret_settings, last)
 
-    try:
-        return WithSources(_secrets_dir=directory, **arguments)
-    except ValidationError as error:
-        raise ConfigError(describe_validation(error, PREFIX)) from None
+    found = WithSources(_secrets_dir=secrets_dir, **arguments)
+    # Every call makes a class of its own; settings must be of one class to be equal.
+    return Settings.model_construct(**{name: getattr(found, name) for name in Settings.model_fields})
 
 
 def describe_validation(error: ValidationError, prefix: str = "") -> str:
@@ -109,12 +125,13 @@ def describe_validation(error: ValidationError, prefix: str = "") -> str:
 
 def setting_sources(environ: Mapping[str, str], env_file: Path) -> dict[str, str]:
     """Say for each setting which source gives it, never its value."""
-    in_file = _names_in(env_file)
-    directory = environ.get(PREFIX + "SECRETS_DIR", "")
+    given = _upper(environ)
+    in_file = _upper(dotenv_values(env_file))
+    directory = given.get(PREFIX + "SECRETS_DIR") or in_file.get(PREFIX + "SECRETS_DIR")
     sources = {}
     for name in Settings.model_fields:
         variable = PREFIX + name.upper()
-        if environ.get(variable):
+        if variable in given:
             sources[name] = "environment"
         elif variable in in_file:
             sources[name] = ".env"
@@ -125,16 +142,9 @@ def setting_sources(environ: Mapping[str, str], env_file: Path) -> dict[str, str
     return sources
 
 
-def _names_in(env_file: Path) -> Sequence[str]:
-    if not env_file.is_file():
-        return ()
-    lines = env_file.read_text(encoding="utf-8").splitlines()
-    pairs = [line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")]
-    return [
-        name.removeprefix("export ").strip().upper()
-        for name, value in pairs
-        if value.strip().strip("\"'")
-    ]
+def _upper(values: Mapping[str, str | None]) -> dict[str, str]:
+    """Names are read whatever their case; an empty value is none."""
+    return {name.upper(): value for name, value in values.items() if value}
 
 
 def _secret_exists(directory: Path, variable: str) -> bool:

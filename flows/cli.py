@@ -64,9 +64,16 @@ def entry() -> NoReturn:
         raise
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the command line as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ConfigError.exit_code, f"assay: {message}. See '{self.prog} --help'.\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The grammar of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="assay",
         description="Retrain a PyTorch model, prove it, and let it become champion only then.",
         epilog=EXIT_CODES,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from components.adapters.mlflow_tracking import check_mlflow, configure_mlflow
-from components.adapters.prefect_server import EmbeddedServer, run_environment
+from components.adapters.prefect_server import EmbeddedServer, check_prefect, run_environment
 from components.errors import GateError
 from components.pipeline_entries import pipeline_entries
 from components.settings import Settings, load_settings
@@ -46,9 +46,14 @@ def run(request: Request) -> int:
 
 @contextlib.contextmanager
 def prefect_api(settings: Settings, named: str) -> Iterator[EmbeddedServer | None]:
-    """Point Prefect at the server that is named, or launch one without waiting for it."""
+    """Point Prefect at the server that is named, or launch one without waiting for it.
+
+    Raises:
+        InfrastructureError: The named server does not answer, or the port is taken.
+    """
     os.environ.update(run_environment(settings.root))
     if named:
+        check_prefect(named)
         os.environ["PREFECT_API_URL"] = named
         yield None
         return

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from components.adapters.prefect_runtime import refuse_pickle
+from components.adapters.prefect_runtime import enter_flow
 from components.records import Decision, SmokeTestedModel
 from flows.parameters import RunId
 from tasks import decide as stage
@@ -12,5 +12,5 @@ from tasks.resume import find_record
 @flow(name="decide", result_serializer="json")
 def decide(run_id: RunId) -> Decision:
     """Compare a proved version with the present champion again."""
-    refuse_pickle()
+    enter_flow()
     return stage.decide(find_record(SmokeTestedModel, "smoke_test", run_id))

@@ -2,14 +2,13 @@
 
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from components.adapters.mlflow_tracking import check_mlflow
+from components.adapters.prefect_server import check_prefect
 from components.errors import AssayError
 from components.pipeline_entries import pipeline_entries
 from components.register.tags import installed_runtime
@@ -104,9 +103,5 @@ def _prefect() -> list[Finding]:
     url = os.environ.get("PREFECT_API_URL") or load_settings().prefect_api_url
     if not url:
         return [Finding("prefect", "embedded server, started by each run")]
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
-            return [Finding("prefect", f"{url} answers", well=answer.status == 200)]
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        text = f"{url} does not answer: {error}. Start the server, or unset PREFECT_API_URL."
-        return [Finding("prefect", text, well=False)]
+    check_prefect(url)
+    return [Finding("prefect", f"{url} answers")]

@@ -5,7 +5,7 @@ import time
 
 from components.adapters.mlflow_registry import CHAMPION, Registry
 from components.adapters.mlflow_tracking import connect
-from components.adapters.prefect_runtime import flush_prefect, quiet_console, without_heartbeat
+from components.adapters.prefect_runtime import flush_prefect, without_heartbeat
 from components.adapters.prefect_server import EmbeddedServer
 from components.errors import GateError
 from components.pipeline import Pipeline, load_pipeline
@@ -30,7 +30,6 @@ def execute(
     choose_device(resolve_config(pipeline, request.seed, request.assignments))
     if request.as_of is not None and not pipeline.dated:
         print(f"assay: --as-of is ignored: the data of {pipeline.name} has no dates.")
-    quiet_console()
     connect(settings)
     if server is not None:
         server.wait()

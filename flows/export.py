@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from components.adapters.prefect_runtime import refuse_pickle
+from components.adapters.prefect_runtime import enter_flow
 from components.records import ExportedModel, ValidatedModel
 from flows.parameters import RunId
 from tasks import export as stage
@@ -12,5 +12,5 @@ from tasks.resume import find_record
 @flow(name="export", result_serializer="json")
 def export(run_id: RunId) -> ExportedModel:
     """Export a validated model again."""
-    refuse_pickle()
+    enter_flow()
     return stage.export(find_record(ValidatedModel, "validate", run_id))

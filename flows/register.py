@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from components.adapters.prefect_runtime import refuse_pickle
+from components.adapters.prefect_runtime import enter_flow
 from components.records import ExportedModel, RegisteredModel
 from flows.parameters import RunId
 from tasks import register as stage
@@ -12,5 +12,5 @@ from tasks.resume import find_record
 @flow(name="register", result_serializer="json")
 def register(run_id: RunId) -> RegisteredModel:
     """Register an exported model; one that is registered keeps its version."""
-    refuse_pickle()
+    enter_flow()
     return stage.register(find_record(ExportedModel, "export", run_id))

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from components.adapters.prefect_runtime import refuse_pickle
+from components.adapters.prefect_runtime import enter_flow
 from components.plan import DEFAULT_AS_OF
 from components.records import Decision
 from flows.parameters import AsOf, Force, PipelineName, Seed, Settings
@@ -24,7 +24,7 @@ def retrain(
     force: Force = False,
 ) -> Decision:
     """Retrain a pipeline's model, prove it, and let it become champion if it earned it."""
-    refuse_pickle()
+    enter_flow()
     job = plan(pipeline, as_of, seed, settings, force)
     trained = train(job)
     validated = validate(trained)

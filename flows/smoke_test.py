@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from components.adapters.prefect_runtime import refuse_pickle
+from components.adapters.prefect_runtime import enter_flow
 from components.records import RegisteredModel, SmokeTestedModel
 from flows.parameters import RunId
 from tasks import smoke_test as stage
@@ -12,5 +12,5 @@ from tasks.resume import find_record
 @flow(name="smoke-test", result_serializer="json")
 def smoke_test(run_id: RunId) -> SmokeTestedModel:
     """Prove a registered version in a clean process again."""
-    refuse_pickle()
+    enter_flow()
     return stage.smoke_test(find_record(RegisteredModel, "register", run_id))

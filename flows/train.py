@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from components.adapters.prefect_runtime import refuse_pickle
+from components.adapters.prefect_runtime import enter_flow
 from components.plan import DEFAULT_AS_OF
 from components.records import TrainedModel
 from flows.parameters import AsOf, Force, PipelineName, Seed, Settings
@@ -19,5 +19,5 @@ def train(
     force: Force = False,
 ) -> TrainedModel:
     """Train a pipeline's model; the other stages go on from its MLflow run."""
-    refuse_pickle()
+    enter_flow()
     return stage.train(plan(pipeline, as_of, seed, settings, force))

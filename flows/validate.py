@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from components.adapters.prefect_runtime import refuse_pickle
+from components.adapters.prefect_runtime import enter_flow
 from components.records import TrainedModel, ValidatedModel
 from flows.parameters import RunId
 from tasks import validate as stage
@@ -12,5 +12,5 @@ from tasks.resume import find_record
 @flow(name="validate", result_serializer="json")
 def validate(run_id: RunId) -> ValidatedModel:
     """Run the gates on a trained model again."""
-    refuse_pickle()
+    enter_flow()
     return stage.validate(find_record(TrainedModel, "train", run_id))

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -221,6 +222,36 @@ def lab(
     laboratory = enter_home(lab_home, team, monkeypatch)
     with prefect_session(lab_home, prefect_server):
         yield laboratory
+
+
+@pytest.fixture
+def command(
+    lab: Lab,
+    prefect_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Outcome]:
+    """Run a command in this process; keyword arguments are variables of the environment."""
+    from flows.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+
+    def run(*arguments: object, **variables: object) -> Outcome:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+        capsys.readouterr()
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main([str(argument) for argument in arguments])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert isinstance(ended.value.code, int)
+        return Outcome(ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 def enter_home(home: Path, team: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:

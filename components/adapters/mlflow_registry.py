@@ -121,6 +121,7 @@ class Registry:
                 info.model_uri,
                 run_id,
                 tags={TAG + name: value for name, value in tags.items()},
+                model_id=logged.model_id,
             )
         return _version(version)
 

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -63,7 +64,7 @@ def check_mlflow(settings: Settings) -> str:
     except urllib.error.HTTPError as error:
         if error.code >= 500:
             raise InfrastructureError(_unreachable(uri, str(error))) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise InfrastructureError(_unreachable(uri, str(error))) from error
     return uri
 
@@ -95,8 +96,8 @@ def connect(settings: Settings) -> "Tracking":
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient(uri)
     with exclusive(settings.root, "mlflow"), mlflow_errors(uri):
+        client = mlflow.MlflowClient(uri)
         client.search_experiments(max_results=1)  # two processes must not migrate at once
     return Tracking(client, uri, root)
 

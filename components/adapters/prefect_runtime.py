@@ -40,6 +40,16 @@ def refuse_pickle() -> None:
         setattr(PickleSerializer, method, refuse)
 
 
+def enter_flow() -> None:
+    """What every flow does first: refuse pickle, and let foreseen errors explain themselves.
+
+    Raises:
+        ConfigError: As :func:`refuse_pickle`.
+    """
+    refuse_pickle()
+    quiet_console()
+
+
 def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
     """The logger of the current flow or task run, or a plain one outside of runs."""
     from prefect.exceptions import MissingContextError
@@ -104,7 +114,9 @@ class _OneParagraph(logging.Filter):
 def quiet_console() -> None:
     """Keep tracebacks of foreseen errors, and chatter of libraries, out of the logs."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_OneParagraph())
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, _OneParagraph) for known in logger.filters):
+            logger.addFilter(_OneParagraph())
     for name in ("torch.onnx", "onnxscript", "httpx", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

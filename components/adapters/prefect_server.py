@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, final
 
@@ -22,6 +23,7 @@ from components.state import exclusive, prefect_folder, storage_errors
 HOST = "127.0.0.1"
 _POLL_S = 0.05
 _STOP_S = 10.0
+_ANSWER_S = 5.0
 
 
 def run_environment(root: Path) -> dict[str, str]:
@@ -50,6 +52,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def check_prefect(url: str) -> None:
+    """Prove that a Prefect server answers, without importing Prefect.
+
+    Raises:
+        InfrastructureError: It does not answer within seconds.
+    """
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_ANSWER_S) as answer:
+            answer.read(64)
+    except (OSError, ValueError, HTTPException) as error:
+        raise InfrastructureError(
+            f"Prefect must answer at PREFECT_API_URL; {url} did not: {error}. Start the server, "
+            "mend the address (it ends with /api), or unset it to use an embedded server."
+        ) from error
 
 
 @final

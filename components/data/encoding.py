@@ -225,7 +225,8 @@ def _fold(item: Folded, column: pa.Array) -> npt.NDArray[np.float32]:
             f"to {item.shape}; got {kind} with {column.null_count} of {len(column)} missing. Mend "
             "the data source or the pipeline's features."
         )
-    return _floats(item.column, column.flatten()).reshape(-1, *item.shape)
+    numbers = _floats(item.column, column.flatten())
+    return np.array(numbers).reshape(-1, *item.shape)  # Arrow's own memory forbids writing
 
 
 def _statistics(name: str, column: pa.Array) -> Numeric:

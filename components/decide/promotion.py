@@ -1,5 +1,6 @@
 """Champion or candidate: one rule, and the sentence that explains it."""
 
+import math
 from dataclasses import dataclass
 
 from components.pipeline import Pipeline
@@ -33,7 +34,8 @@ def judge(
     """Decide who is champion.
 
     The candidate must keep the pipeline's gates. It replaces the champion if its metric on the same
-    rows is not lower by more than the pipeline's margin; with no champion, the gates suffice.
+    rows is not lower by more than the pipeline's margin; with no champion, or with one whose metric
+    is not finite, the gates suffice.
 
     Args:
         pipeline: Gives gates, deciding metric (higher is better) and margin.
@@ -45,13 +47,23 @@ def judge(
     if not gates.passed:
         return Judgement("rejected", " ".join(gates.failures))
     metric = pipeline.metric
-    score = candidate.metrics[metric]
+    score = candidate.metrics.get(metric, math.nan)
+    if not math.isfinite(score):
+        return Judgement(
+            "rejected", f"{metric} must be finite to decide; version {candidate.version} has {score}."
+        )
     found = f"version {candidate.version} has {metric} {score:.4f} on {rows:,} held-out rows"
     if champion is None:
         return Judgement("promoted", f"{found} and keeps every gate; there was no champion.")
     if champion.version == candidate.version:
         return Judgement("kept_champion", f"{found}; it is the champion already.")
-    other = champion.metrics[metric]
+    other = champion.metrics.get(metric, math.nan)
+    if not math.isfinite(other):
+        return Judgement(
+            "promoted",
+            f"{found} and keeps every gate; champion version {champion.version} has no finite "
+            f"{metric} on the same rows, so the candidate is champion.",
+        )
     against = (
         f"{found}, champion version {champion.version} has {other:.4f} on the same rows: "
         f"{score - other:+.4f} with a margin of {pipeline.margin}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from components.contract import Arrays, Model, instantiate
 from components.data.encoding import Encoding, fit_encoding, read_labels
-from components.errors import ContractError
+from components.errors import ContractError, DataError
 from components.pipeline import Pipeline
 from components.state import write_atomic
 from components.train.config import TrainConfig
@@ -42,11 +42,16 @@ def run_training(
 
     Raises:
         InfrastructureError: A GPU is required and absent; raised before any work.
-        DataError: The rows do not fit the features.
+        DataError: The rows do not fit the features, or there are fewer than two.
         ContractError: The model's class is incomplete, or takes other inputs than are encoded.
         GateError: The loss stops being finite.
     """
     choose_device(config)
+    if rows.num_rows < 2:
+        raise DataError(
+            "training needs at least 2 rows, one to learn from and one to validate on; got "
+            f"{rows.num_rows}. Choose another as_of, or mend the data source."
+        )
     encoding = fit_encoding(pipeline.features, rows)
     inputs = to_tensors(encoding.encode(rows))
     labels = torch.from_numpy(read_labels(rows, pipeline.features))

@@ -26,3 +26,17 @@ def test_better_candidate_is_promoted_and_worse_one_is_kept_out(lab: Any) -> Non
     run = lab.client.get_run(worse.tested.registered.exported.validated.trained.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["assay.decision"] == "kept_champion"
+
+
+def test_seed_and_settings_make_a_new_version_and_force_does_not(lab: Any) -> None:
+    def run(*settings: str, **parameters: Any) -> tuple[int, str]:
+        registered = lab.retrain("tiny", *settings, **parameters).tested.registered
+        return registered.version, registered.exported.onnx.sha256
+
+    first = run()
+    assert run() == first
+    assert run(force=True) == first
+    seeded, longer = run(seed=1), run("epochs=3")
+    assert len({first, seeded, longer}) == 3
+    assert len({version for version, _ in (first, seeded, longer)}) == 3
+    assert set(lab.versions("tiny")) == {1, 2, 3}

@@ -225,6 +225,10 @@ def test_an_encoding_of_one_kind_has_one_input() -> None:
     assert list(encoding.encode(table())) == ["pixels"] == [s.name for s in encoding.specs()]
 
 
+def test_what_is_encoded_may_be_written_to(encoding: Encoding) -> None:
+    assert all(array.flags.writeable for array in encoding.encode(table()).values())
+
+
 def test_no_rows_encode_to_empty_arrays(encoding: Encoding) -> None:
     shapes = {name: a.shape for name, a in encoding.encode(table().slice(0, 0)).items()}
     assert shapes == {"categorical": (0, 2), "numeric": (0, 2), "pixels": (0, 2, 2)}

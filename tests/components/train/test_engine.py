@@ -176,8 +176,8 @@ def script(rows: tuple[Tensor, Tensor], losses: list[float], patience: int) -> T
 @pytest.mark.parametrize(
     ("losses", "patience", "epochs", "best"),
     [
-        ([3, 2, 2.5, 2.1, 1], 2, 4, 2),
-        ([3, 2, 2.5, 2.1, 1], 3, 5, 5),
+        ([3, 2, 2.5, 2.25, 1], 2, 4, 2),
+        ([3, 2, 2.5, 2.25, 1], 3, 5, 5),
         ([1, 2, 3], 1, 2, 1),
         ([1, 1, 1, 1], 2, 3, 1),
         ([5, 4, 3, 2], 1, 4, 4),
