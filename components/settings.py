@@ -106,7 +106,9 @@ def _read(
 
     found = WithSources(_secrets_dir=secrets_dir, **arguments)
     # Every call makes a class of its own; settings must be of one class to be equal.
-    return Settings.model_construct(**{name: getattr(found, name) for name in Settings.model_fields})
+    return Settings.model_construct(
+        **{name: getattr(found, name) for name in Settings.model_fields}
+    )
 
 
 def describe_validation(error: ValidationError, prefix: str = "") -> str:

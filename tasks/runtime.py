@@ -12,8 +12,18 @@ from prefect.runtime import flow_run
 
 from components.adapters.mlflow_tracking import Tracking, connect
 from components.adapters.prefect_runtime import load_block_settings, publish_rejection, run_logger
+from components.digest import digest_json
 from components.errors import AssayError, GateError, InfrastructureError
-from components.records import Artifact, Job, Record, Rejection, Stage, StageRecord, mlflow_run
+from components.records import (
+    Artifact,
+    Job,
+    Record,
+    Rejection,
+    Stage,
+    StageRecord,
+    job_of,
+    mlflow_run,
+)
 from components.settings import Settings, load_settings
 from components.state import storage_errors
 from components.threads import single_threaded
@@ -30,11 +40,15 @@ def current_settings() -> Settings:
 
 
 def keyed(stage: str) -> Callable[[TaskRunContext, dict[str, Any]], str]:
-    """A cache key function: the stage's name and the key of the record that it is given."""
+    """A cache key function: the stage, the key of the record it is given, and the MLflow store.
+
+    A result refers to artifacts in MLflow, so it counts only where these are.
+    """
 
     def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
         (record,) = parameters.values()
-        return f"{stage}-{record.key}"
+        store = connect(current_settings()).identity(job_of(record).pipeline)
+        return f"{stage}-{digest_json([record.key, store])}"
 
     return cache_key
 

@@ -5,6 +5,7 @@ Nothing here touches the state folder of the checkout: every home is a temporary
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -266,6 +267,7 @@ def enter_home(home: Path, team: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 @contextlib.contextmanager
 def prefect_session(home: Path, url: str) -> Iterator[None]:
     """Prefect's settings as a run of the command would have them."""
+    from prefect.logging.handlers import PrefectConsoleHandler
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_HOME,
@@ -277,6 +279,9 @@ def prefect_session(home: Path, url: str) -> Iterator[None]:
 
     from components.adapters.prefect_runtime import flush_prefect
 
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):  # it keeps the stream of another test
+            handler.console.file, handler.console.stderr = None, True
     folder = home / "prefect"
     with temporary_settings(
         {

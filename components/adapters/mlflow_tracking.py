@@ -119,7 +119,7 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         raise InfrastructureError(
             f"MLflow must store what a run gives it; {uri} refused: {first}. See that the server "
             "or the database file is reachable and writable, and run again: finished stages are "
-            "kept."
+            "kept. If their MLflow run was deleted, retrain with --force."
         ) from error
 
 
@@ -148,6 +148,12 @@ class Tracking:
                 return str(found.experiment_id)
             location = f"{self._artifact_root}/{name}" if self._artifact_root else None
             return str(self.client.create_experiment(name, artifact_location=location))
+
+    def identity(self, experiment: str) -> str:
+        """Tells this store's experiment from one of the same name elsewhere, or made anew."""
+        with mlflow_errors(self.uri):
+            found = self.client.get_experiment(self.experiment(experiment))
+        return f"{found.experiment_id}-{found.creation_time}"
 
     def start_run(
         self, experiment: str, name: str, tags: Mapping[str, str], params: Mapping[str, object]

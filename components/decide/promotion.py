@@ -50,7 +50,8 @@ def judge(
     score = candidate.metrics.get(metric, math.nan)
     if not math.isfinite(score):
         return Judgement(
-            "rejected", f"{metric} must be finite to decide; version {candidate.version} has {score}."
+            "rejected",
+            f"{metric} must be finite to decide; version {candidate.version} has {score}.",
         )
     found = f"version {candidate.version} has {metric} {score:.4f} on {rows:,} held-out rows"
     if champion is None:

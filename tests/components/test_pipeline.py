@@ -42,7 +42,9 @@ def test_a_gate_that_lets_everything_pass_is_refused(bounds: dict[str, float]) -
         QualityGate(metric="auc", **bounds)
 
 
-@pytest.mark.parametrize("bounds", [{"minimum": 0.5}, {"maximum": 0.5}, {"minimum": 0, "maximum": 1}])
+@pytest.mark.parametrize(
+    "bounds", [{"minimum": 0.5}, {"maximum": 0.5}, {"minimum": 0, "maximum": 1}]
+)
 def test_a_gate_has_one_bound_or_two(bounds: dict[str, float]) -> None:
     gate = QualityGate(metric="auc", **bounds)
     assert all(getattr(gate, name) == bound for name, bound in bounds.items())
@@ -136,7 +138,9 @@ def test_an_error_with_its_own_words_passes(site: Path, distribution: Distributi
 def test_a_name_registered_twice_is_refused(site: Path, distribution: Distribution) -> None:
     distribution(site, "team_one", {"same": "team_one:pipeline"})
     distribution(site, "team_two", {"same": "team_two:pipeline"})
-    with pytest.raises(ConfigError, match="'same' is registered as team_one:pipeline and") as caught:
+    with pytest.raises(
+        ConfigError, match="'same' is registered as team_one:pipeline and"
+    ) as caught:
         load_pipeline("digits")
     assert "team_two:pipeline" in str(caught.value)
 

@@ -114,7 +114,12 @@ def planned(pipeline: Pipeline, tmp_path: Path, **arguments: Any) -> Job:
 
 def test_a_job_says_what_was_resolved(team: Pipeline, tmp_path: Path) -> None:
     job = planned(team, tmp_path, seed=5, assignments=["epochs=7", "learning_rate=1e-2"])
-    assert (job.pipeline, job.as_of, job.window, job.seed) == ("planned", DEFAULT_AS_OF, "all rows", 5)
+    assert (job.pipeline, job.as_of, job.window, job.seed) == (
+        "planned",
+        DEFAULT_AS_OF,
+        "all rows",
+        5,
+    )
     assert job.config == {**team.config.model_dump(), "seed": 5, "epochs": 7, "learning_rate": 0.01}
     assert job.rows == {"train": 8, "holdout": 4}
     assert job.excluded == {"spoilt": 3}
@@ -170,7 +175,9 @@ def test_equal_requests_are_the_same_job(team: Pipeline, tmp_path: Path) -> None
     first, second = planned(team, tmp_path), planned(team, tmp_path / "elsewhere")
     assert first == second
     assert first.key == second.key
-    assert planned(team, tmp_path, assignments=["epochs=2"]).key == first.key, "the default, spelt out"
+    assert planned(team, tmp_path, assignments=["epochs=2"]).key == first.key, (
+        "the default, spelt out"
+    )
 
 
 def test_config_and_token_make_another_job(team: Pipeline, tmp_path: Path) -> None:

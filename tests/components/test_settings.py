@@ -46,7 +46,9 @@ def test_the_home_of_the_user_is_spelled_out(monkeypatch: pytest.MonkeyPatch) ->
     assert load_settings(home="~/assay").root == Path("/home/someone/assay")
 
 
-def test_sources_rank_in_the_declared_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_rank_in_the_declared_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, secrets = "mlflow_username", tmp_path / "secrets"
     found = [load_settings().mlflow_username]
     blocks = {name: "block"}

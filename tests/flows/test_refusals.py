@@ -1,4 +1,4 @@
-"""What cannot be done is said in one paragraph, with the right status, and leaves nothing behind."""
+"""What cannot be done is said in one paragraph, with the right status, and leaves nothing."""
 
 import resource
 import socket
@@ -69,7 +69,6 @@ def test_request_is_refused_before_anything_is_recorded(
 ) -> None:
     before = files_of(lab.home), lab.client.search_experiments(), registered(lab)
     if code == 1:
-        pytest.importorskip("torch")
         import torch
 
         if torch.cuda.is_available():
