@@ -1,43 +1,35 @@
 """Flow parameters: flat, typed and described, so that Prefect's UI shows a form."""
 
+from dataclasses import dataclass
 from datetime import date
-from typing import Annotated
+from typing import Annotated, final
 
-from pydantic import Field
+from pydantic import Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-PipelineName = Annotated[
-    str,
-    Field(
-        description="registered pipeline, for example flights", json_schema_extra={"position": 0}
-    ),
-]
+
+@final
+@dataclass(frozen=True)
+class Described:
+    """A parameter's description; Prefect drops the one that pydantic's ``Field`` holds."""
+
+    text: str
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The schema as it would be, with the description."""
+        return {**handler(schema), "description": self.text}
+
+
+PipelineName = Annotated[str, Described("registered pipeline, for example flights")]
 AsOf = Annotated[
-    date,
-    Field(
-        description="train on the months before the last complete month before this date",
-        json_schema_extra={"position": 1},
-    ),
+    date, Described("train on the months before the last complete month before this date")
 ]
-Seed = Annotated[
-    int,
-    Field(
-        ge=0,
-        le=2**31 - 1,
-        description="seed of weights and order",
-        json_schema_extra={"position": 2},
-    ),
-]
-Settings = Annotated[
-    list[str],
-    Field(
-        description="training settings as key=value, for example epochs=3",
-        json_schema_extra={"position": 3},
-    ),
-]
-Force = Annotated[
-    bool,
-    Field(description="train anew though nothing changed", json_schema_extra={"position": 4}),
-]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1), Described("seed of weights and order")]
+Settings = Annotated[list[str], Described("training settings as key=value, for example epochs=3")]
+Force = Annotated[bool, Described("train anew though nothing changed")]
 RunId = Annotated[
-    str, Field(description="MLflow run that holds the stage before this one", min_length=1)
+    str, Field(min_length=1), Described("MLflow run that holds the stage before this one")
 ]

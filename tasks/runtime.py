@@ -115,10 +115,11 @@ def stage(name: str, given: Job | StageRecord) -> Iterator[Workspace]:
     with storage_errors(work):
         work.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=work, prefix=f"{name}-")
-    with folder, storage_errors(work), single_threaded():
+    with folder, single_threaded():
         space = Workspace(name, settings, connect(settings), Path(folder.name), mlflow_run(given))
         try:
-            yield space
+            with storage_errors(work):
+                yield space
         except GateError as error:
             _reject(space, given, error)
             raise

@@ -270,6 +270,7 @@ def prefect_session(home: Path, url: str) -> Iterator[None]:
     from prefect.logging.handlers import PrefectConsoleHandler
     from prefect.settings import (
         PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         PREFECT_HOME,
         PREFECT_LOCAL_STORAGE_PATH,
         PREFECT_LOGGING_TO_API_ENABLED,
@@ -287,6 +288,7 @@ def prefect_session(home: Path, url: str) -> Iterator[None]:
         {
             PREFECT_API_URL: url,
             PREFECT_HOME: folder,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # a flow that ends waits a second for it
             PREFECT_LOGGING_TO_API_ENABLED: False,
             PREFECT_LOCAL_STORAGE_PATH: folder / "storage",
             PREFECT_RESULTS_DEFAULT_SERIALIZER: "json",

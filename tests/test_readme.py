@@ -141,9 +141,11 @@ def fields(value: object) -> object:
 def test_prefect_knows_command_and_options(command: str, run: Run):
     done = run(*words(command), "--help")
     assert done.returncode == 0, done.stdout + done.stderr
-    used = {word for word in words(command) if word.startswith("--")}
-    shown = done.stdout + run("prefect", "--help").stdout
-    assert {option for option in used if option not in shown} == set()
+    unknown = {word for word in words(command) if word.startswith("--") and word not in done.stdout}
+    if unknown:  # options of prefect itself stand before the command
+        everywhere = run("prefect", "--help").stdout
+        unknown = {option for option in unknown if option not in everywhere}
+    assert unknown == set()
 
 
 @pytest.mark.parametrize("command", [c for c in EVERYWHERE if words(c)[0] == "export"])

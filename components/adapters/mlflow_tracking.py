@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import socket
 import tempfile
 import time
@@ -52,14 +53,20 @@ def check_mlflow(settings: Settings) -> str:
     """Prove that MLflow can be reached, without importing it, and give its tracking URI.
 
     Raises:
+        ConfigError: The address holds a password.
         InfrastructureError: The server does not answer in time.
     """
     uri = configure_mlflow(settings)
     if not uri.startswith(("http://", "https://")):
         return uri
-    request = urllib.request.Request(uri.rstrip("/") + "/health")
+    if _shown(uri) != uri:
+        raise ConfigError(
+            "ASSAY_MLFLOW_TRACKING_URI must be an address without user name and password; it holds "
+            "one. Set ASSAY_MLFLOW_USERNAME and ASSAY_MLFLOW_PASSWORD, or ASSAY_MLFLOW_TOKEN."
+        )
+    health = uri.rstrip("/") + "/health"
     try:
-        with urllib.request.urlopen(request, timeout=settings.mlflow_timeout_s) as answer:
+        with urllib.request.urlopen(health, timeout=settings.mlflow_timeout_s) as answer:
             answer.read(64)
     except urllib.error.HTTPError as error:
         if error.code >= 500:
@@ -67,6 +74,11 @@ def check_mlflow(settings: Settings) -> str:
     except (OSError, ValueError, HTTPException) as error:
         raise InfrastructureError(_unreachable(uri, str(error))) from error
     return uri
+
+
+def _shown(text: str) -> str:
+    """The text with the user and password of every address in it hidden."""
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
 
 
 def _unreachable(uri: str, what: str) -> str:
@@ -115,11 +127,11 @@ def mlflow_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        first = str(error).strip().split("\n", 1)[0]
+        first = _shown(str(error).strip().split("\n", 1)[0])
         raise InfrastructureError(
-            f"MLflow must store what a run gives it; {uri} refused: {first}. See that the server "
-            "or the database file is reachable and writable, and run again: finished stages are "
-            "kept. If their MLflow run was deleted, retrain with --force."
+            f"MLflow must store what a run gives it; {_shown(uri)} refused: {first}. See that the "
+            "server or the database file is reachable and writable, and run again: finished stages "
+            "are kept. If their MLflow run was deleted, retrain with --force."
         ) from error
 
 
@@ -245,7 +257,8 @@ class Tracking:
                 f"attributes.status = 'RUNNING' and tags.`{TAG}host` = '{socket.gethostname()}'"
             )
             running = self.client.search_runs([self.experiment(experiment)], filters)
-        dead = [run.info.run_id for run in running if not _alive(int(run.data.tags[TAG + "pid"]))]
+        owners = {run.info.run_id: run.data.tags.get(TAG + "pid", "") for run in running}
+        dead = [run_id for run_id, pid in owners.items() if pid.isdigit() and not _alive(int(pid))]
         for run_id in dead:
             self.finish(run_id, "KILLED")
         return dead

@@ -1,26 +1,29 @@
 """Prefect inside a run: logger, artifacts, blocks, and the refusal to unpickle."""
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from components.errors import AssayError, ConfigError
+from components.records import Record
 
 SAFE_SERIALIZER = "json"
 _FLUSH_S = 10.0
 
 
 def refuse_pickle() -> None:
-    """Make sure that no result is ever written or read with pickle in this process.
+    """Make sure that reading a stored result never runs code in this process.
 
     A stored result names the serializer that reads it, so a forged file could ask for pickle and
-    run code; setting the default to JSON does not prevent that. The serializer itself is disarmed.
+    run code; setting the default to JSON does not prevent that. Even Prefect's JSON calls whatever
+    function the file names. So pickle is disarmed, and JSON gives plain values and records only.
 
     Raises:
         ConfigError: Prefect is set to write results with something other than JSON.
     """
-    from prefect.serializers import PickleSerializer
+    from prefect.serializers import CompressedSerializer, JSONSerializer, PickleSerializer
     from prefect.settings import get_current_settings
 
     default = get_current_settings().results.default_serializer
@@ -36,8 +39,32 @@ def refuse_pickle() -> None:
             "stores JSON only. Delete the result storage and find out who wrote it."
         )
 
-    for method in ("loads", "dumps"):
-        setattr(PickleSerializer, method, refuse)
+    def load(self: object, blob: bytes) -> Record | RuntimeError:
+        value = json.loads(blob, object_hook=_revive)
+        if not isinstance(value, Record | RuntimeError):
+            raise ConfigError("a stored result must be a record of assay; it is something else.")
+        return value
+
+    for serializer in (CompressedSerializer, PickleSerializer):
+        for method in ("loads", "dumps"):
+            setattr(serializer, method, refuse)
+    plain: Any = JSONSerializer
+    plain.loads = load
+
+
+def _revive(value: dict[str, Any]) -> Any:
+    """A JSON object as Prefect's encoder writes it: a record, an error as its text, or itself."""
+    if "__exc_type__" in value:
+        return RuntimeError(f"{value['__exc_type__']}: {value.get('message')}")
+    if "__class__" not in value:
+        return value
+    kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in Record.__subclasses__()}
+    if value["__class__"] not in kinds:
+        raise ConfigError(
+            f"a stored result must be a record of assay; it asks for {value['__class__']!r}, which "
+            "could run code. Delete the result storage and find out who wrote it."
+        )
+    return kinds[value["__class__"]].model_validate(value["data"])
 
 
 def enter_flow() -> None:

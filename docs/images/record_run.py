@@ -17,10 +17,10 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 PIPELINE = "flights"
-COLUMNS = 112
+COLUMNS = 120
 PICTURE = Path(__file__).with_name("run.svg")
 OUTSIDE = ("ASSAY_", "PREFECT_", "MLFLOW_")
-FONTS = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
+FONTS = "'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def draw(log: str, summary: str) -> str:
         console.print(Text("$ make retrain", style="bold"))
         for line in log.splitlines():
             text = Text(line, style="bright_white", overflow="fold")
-            text.highlight_regex(r"^[\d:.]+ \| \w+ +\| (Flow|Task) run '[\w-]+' - ", "bright_black")
+            text.highlight_regex(r"^[\d:.]+ \| \w+ +\| (Flow|Task) run '[\w-]+' - ", "grey62")
             console.print(text)
         for line in summary.splitlines():
             text = Text(line, overflow="fold")

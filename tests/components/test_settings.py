@@ -42,8 +42,8 @@ def test_reading_settings_touches_nothing(tmp_path: Path) -> None:
 
 
 def test_the_home_of_the_user_is_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert load_settings(home="~/assay").root == Path("/home/someone/assay")
+    monkeypatch.setenv("HOME", "/srv/someone")
+    assert load_settings(home="~/assay").root == Path("/srv/someone/assay")
 
 
 def test_sources_rank_in_the_declared_order(

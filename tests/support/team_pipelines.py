@@ -146,6 +146,12 @@ def make(
 
 tiny = make("tiny")
 rivals = make("rivals")
+exploding = make("exploding")
+interrupted = make("interrupted")
+once = make("once")
+orphaned = make("orphaned")
+recorded = make("recorded")
+staged = make("staged")
 tampered = make("tampered")
 deployed = make("deployed")
 filling = make("filling")

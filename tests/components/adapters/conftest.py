@@ -15,11 +15,15 @@ from components.settings import Settings, load_settings
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings of an embedded store; the folder's name has what paths may have."""
-    return load_settings(home=tmp_path_factory.mktemp("adapters") / "state of 100% ä", _env_file=None)
+    return load_settings(
+        home=tmp_path_factory.mktemp("adapters") / "state of 100% ä", _env_file=None
+    )
 
 
 @pytest.fixture
-def tracking(store: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracking]:
+def tracking(
+    store: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Tracking]:
     """The store, opened from a folder in which nothing may be written."""
     import mlflow
 

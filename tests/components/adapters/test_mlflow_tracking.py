@@ -49,7 +49,9 @@ def artifact_file(store: Settings, artifact: Artifact) -> Path:
     return path
 
 
-def test_the_embedded_store_lies_below_the_state_folder(tracking: Tracking, store: Settings) -> None:
+def test_the_embedded_store_lies_below_the_state_folder(
+    tracking: Tracking, store: Settings
+) -> None:
     assert tracking.uri == f"sqlite:///{store.root}/mlflow/mlflow.db"
     assert (store.root / "mlflow" / "mlflow.db").is_file()
 
@@ -101,10 +103,10 @@ def test_metrics_are_logged_by_step_and_in_batches(tracking: Tracking, run_id: s
 
 
 def test_tags_have_the_prefix(tracking: Tracking, run_id: str) -> None:
-    tracking.tag(run_id, {"decision": "promoted", "reason": "it's \"better\" — ä"})
+    tracking.tag(run_id, {"decision": "promoted", "reason": 'it\'s "better" — ä'})
     tags = tracking.client.get_run(run_id).data.tags
     assert tags["assay.decision"] == "promoted"
-    assert tags["assay.reason"] == "it's \"better\" — ä"
+    assert tags["assay.reason"] == 'it\'s "better" — ä'
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])

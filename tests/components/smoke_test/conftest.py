@@ -1,6 +1,7 @@
 """Tiny ONNX models with known answers, and the golden files that go with them."""
 
 import hashlib
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.smoke_types import Recorded, Smoke
+
+from components.errors import GateError
+from components.smoke_test import runner
+from components.smoke_test.runner import SmokeReport, run_smoke_test
 
 Arrays = Mapping[str, Any]
 
@@ -93,3 +99,40 @@ def linear(save_model: Callable[..., Path]) -> Path:
 def sha256() -> Callable[[Path], str]:
     """Hex digest of a file's bytes."""
     return lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def smoke(save_golden: Callable[[Recorded], Path], sha256: Callable[[Path], str]) -> Smoke:
+    """Test a model file against recorded arrays, by default with its own sha256."""
+
+    def test(model: Path, recorded: Recorded, **options: Any) -> SmokeReport:
+        defaults: dict[str, Any] = {"batch_sizes": (1, 2), "timeout_s": 30}
+        chosen = {"sha256": sha256(model), **defaults, **options}
+        return run_smoke_test(model, golden=save_golden(recorded), **chosen)
+
+    return test
+
+
+@pytest.fixture
+def reject(smoke: Smoke) -> Callable[..., str]:
+    """Expect a gate's refusal and give its message."""
+
+    def test(model: Path, recorded: Recorded, **options: Any) -> str:
+        with pytest.raises(GateError) as caught:
+            smoke(model, recorded, **options)
+        assert caught.value.stage == "smoke_test"
+        return str(caught.value)
+
+    return test
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a script in the place of the child."""
+
+    def replace(source: str) -> None:
+        path = tmp_path / "stub.py"
+        path.write_text(textwrap.dedent(source))
+        monkeypatch.setattr(runner, "_CHILD", path)
+
+    return replace

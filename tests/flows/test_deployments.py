@@ -1,0 +1,184 @@
+"""prefect.yaml: what Prefect would ignore in silence, the forms, and a worker that runs one."""
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+# Prefect ignores keys that it does not know; these are the ones that it does (3.8).
+TOP = {"name", "prefect-version", "build", "push", "pull", "definitions", "deployments"}
+DEPLOYMENT = {
+    "name",
+    "version",
+    "version_type",
+    "tags",
+    "description",
+    "schedule",
+    "schedules",
+    "paused",
+    "concurrency_limit",
+    "flow_name",
+    "entrypoint",
+    "parameters",
+    "enforce_parameter_schema",
+    "build",
+    "push",
+    "pull",
+    "work_pool",
+    "triggers",
+    "sla",
+}
+WORK_POOL = {"name", "work_queue_name", "job_variables"}
+LIMIT = {"limit", "collision_strategy", "grace_period_seconds"}
+JOB_VARIABLES = {"command", "env", "labels", "name", "stream_output", "working_dir"}
+STAGES = {"train", "validate", "export", "register", "smoke_test", "decide"}
+FILE = yaml.safe_load((Path(__file__).resolve().parents[2] / "prefect.yaml").read_text())
+DEPLOYMENTS = [pytest.param(d, id=d["entrypoint"]) for d in FILE["deployments"]]
+
+
+def flow_of(deployment: Mapping[str, Any]) -> Any:
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_prefect_knows_every_key() -> None:
+    from prefect.cli.deploy._models import (
+        ConcurrencyLimitSpec,
+        DeploymentConfig,
+        PrefectYamlModel,
+        WorkPoolConfig,
+    )
+
+    assert set(DeploymentConfig.model_fields) == DEPLOYMENT
+    assert set(WorkPoolConfig.model_fields) == WORK_POOL
+    assert set(ConcurrencyLimitSpec.model_fields) == LIMIT
+    fields = {field.alias or name for name, field in PrefectYamlModel.model_fields.items()}
+    assert fields == TOP - {"definitions"}
+    PrefectYamlModel.model_validate(FILE)
+    assert set(FILE) <= TOP
+    for deployment in FILE["deployments"]:
+        assert set(deployment) <= DEPLOYMENT
+        assert set(deployment["work_pool"]) <= WORK_POOL
+        assert set(deployment["work_pool"].get("job_variables", {})) <= JOB_VARIABLES
+        limit = deployment.get("concurrency_limit", 1)
+        assert isinstance(limit, int) or set(limit) <= LIMIT
+
+
+def test_file_holds_no_secret_and_no_block_reference(checkout: Path) -> None:
+    text = (checkout / "prefect.yaml").read_text()
+    assert "prefect.blocks" not in text
+    assert "prefect.variables" not in text
+    for word in ("PASSWORD", "TOKEN", "SECRET"):
+        assert word not in text
+
+
+def test_every_stage_and_the_chain_have_a_deployment() -> None:
+    names = {d["entrypoint"].rpartition(".")[2] for d in FILE["deployments"]}
+    assert names == STAGES | {"retrain"}
+    pairs = [(flow_of(d).name, d["name"]) for d in FILE["deployments"]]
+    assert len(set(pairs)) == len(pairs)
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS)
+def test_entrypoint_and_parameters(deployment: dict[str, Any]) -> None:
+    from prefect import Flow
+    from prefect.utilities.callables import parameter_schema
+
+    flow = flow_of(deployment)
+    assert isinstance(flow, Flow)
+    schema = parameter_schema(flow.fn)
+    given = deployment.get("parameters", {})
+    assert set(given) <= set(schema.properties)
+    assert schema.definitions == {}
+    for name, prop in schema.properties.items():
+        assert prop.get("description"), name
+        assert prop["type"] in ("string", "integer", "number", "boolean", "array"), name
+        assert not {"anyOf", "allOf", "oneOf", "$ref", "const"} & set(prop), name
+        if prop["type"] == "array":
+            assert prop["items"] == {"type": "string"}
+    positions = [prop.get("position") for prop in schema.properties.values()]
+    assert positions == sorted(positions)
+    flow.validate_parameters({**dict.fromkeys(schema.required, "x"), **given})
+
+
+def test_results_of_every_flow_are_json() -> None:
+    assert {flow_of(d).result_serializer for d in FILE["deployments"]} == {"json"}
+
+
+@pytest.fixture
+def prefect_environment(
+    child_environment: Mapping[str, str], prefect_server: str, checkout: Path, tmp_path: Path
+) -> dict[str, str]:
+    home = tmp_path / "home"
+    return {
+        **child_environment,
+        "ASSAY_HOME": str(home),
+        "ASSAY_CHECKOUT": str(checkout),
+        "DO_NOT_TRACK": "true",
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": prefect_server,
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
+
+
+@pytest.fixture
+def prefect(prefect_environment: dict[str, str], checkout: Path) -> Any:
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("prefect"), *arguments],
+            cwd=checkout,
+            env=prefect_environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def worker(prefect_environment: dict[str, str], tmp_path: Path) -> Iterator[None]:
+    """A process worker that takes one flow run and ends."""
+    process = subprocess.Popen(
+        [
+            *(Path(sys.executable).with_name("prefect"), "worker", "start", "--pool", "default"),
+            *("--type", "process", "--limit", "1"),
+        ],
+        cwd=tmp_path,
+        env=prefect_environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    yield
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def test_worker_runs_what_was_deployed(
+    prefect: Any, prefect_environment: dict[str, str], worker: None, tmp_path: Path
+) -> None:
+    prefect("work-pool", "create", "default", "--type", "process", "--overwrite")
+    prefect("--no-prompt", "deploy", "--all")
+    listed = json.loads(prefect("deployment", "ls", "--output", "json"))
+    assert {d["entrypoint"] for d in listed} == {d["entrypoint"] for d in FILE["deployments"]}
+    print(listed[0])
+    print(
+        prefect(
+            *("deployment", "run", "retrain/nightly", "--param", "pipeline=deployed"),
+            *("--watch", "--watch-interval", "1", "--watch-timeout", "100"),
+        )
+    )

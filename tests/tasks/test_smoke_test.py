@@ -1,0 +1,79 @@
+"""The smoke test as a stage: registered bytes that changed on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+
+from components.errors import GateError, InfrastructureError
+from tasks.decide import decide
+from tasks.register import register
+from tasks.smoke_test import smoke_test
+
+
+def registered_file(bench: Any, model: str, version: int) -> Path:
+    """Where the file of a version lies."""
+    uri = bench.client.get_model_version_download_uri(model, str(version))
+    return Path(urlparse(uri).path) / "model.onnx"
+
+
+def flip_a_bit(path: Path) -> bytes:
+    """Change one bit of the weights and return what the file held."""
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[len(changed) // 2] ^= 1
+    path.write_bytes(changed)
+    return content
+
+
+def test_version_whose_bytes_changed_is_rejected(bench: Any, export_of: Callable[..., Any]) -> None:
+    champion = decide.fn(smoke_test.fn(register.fn(export_of("tampered"))))
+    assert champion.decision == "promoted"
+    first = champion.tested.registered.version
+
+    registered = register.fn(export_of("tampered", "epochs=3"))
+    assert registered.version != first
+    assert bench.aliases("tampered") == {"champion": first, "challenger": registered.version}
+    path = registered_file(bench, "tampered", registered.version)
+    assert path.is_relative_to(bench.home)
+    content = flip_a_bit(path)
+
+    with pytest.raises(GateError, match="sha256") as raised:
+        smoke_test.fn(registered)
+    assert raised.value.stage == "smoke_test"
+    assert raised.value.rejection is not None
+    assert bench.aliases("tampered") == {"champion": first}
+    tags = bench.versions("tampered")[registered.version]
+    assert tags["decision"] == "rejected"
+    assert tags["reason"] == str(raised.value)
+    assert bench.versions("tampered")[first]["decision"] == "promoted"
+    run = bench.client.get_run(registered.exported.validated.trained.run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["assay.decision"] == "rejected"
+
+    path.write_bytes(content)  # mended: the same version may prove itself again
+    again = decide.fn(smoke_test.fn(register.fn(registered.exported)))
+    assert again.tested.registered.version == registered.version
+    assert again.decision in ("promoted", "kept_champion")
+    assert "challenger" not in bench.aliases("tampered")
+    assert bench.versions("tampered")[registered.version]["decision"] == again.decision
+
+
+def test_champion_whose_bytes_changed_is_not_compared_with(
+    bench: Any, export_of: Callable[..., Any]
+) -> None:
+    champion = decide.fn(smoke_test.fn(register.fn(export_of("staged"))))
+    before = bench.aliases("staged")["champion"]
+    tested = smoke_test.fn(register.fn(export_of("staged", "epochs=3")))
+    path = registered_file(bench, "staged", champion.champion)
+    content = flip_a_bit(path)
+    try:
+        with pytest.raises(InfrastructureError, match=f"version {champion.champion} was regis"):
+            decide.fn(tested)
+        assert bench.aliases("staged")["champion"] == before
+    finally:
+        path.write_bytes(content)
+    decide.fn(tested)
+    assert set(bench.aliases("staged")) == {"champion"}
