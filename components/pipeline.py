@@ -53,7 +53,7 @@ class Pipeline:
 
     Args:
         name: The registered model's name, and the entry point's.
-        description: One line for ``assay pipelines``.
+        description: One line for people.
         source: Gives the data source, whose local files go below the folder passed in.
         features: Which columns are read, and how.
         model: The network's class, built as ``model(encoding, config)``.

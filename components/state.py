@@ -88,8 +88,13 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder that becomes ``target`` when the block ends without an error."""
+    """Give an empty folder that becomes ``target`` when the block ends without an error.
+
+    Hold :func:`exclusive` around it: what an earlier process left unfinished is swept away.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    for unfinished in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         yield work

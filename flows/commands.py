@@ -5,9 +5,15 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from components.adapters.mlflow_tracking import check_mlflow, configure_mlflow
-from components.adapters.prefect_server import EmbeddedServer, check_prefect, run_environment
+from components.adapters.prefect_server import (
+    HOST,
+    EmbeddedServer,
+    check_prefect,
+    run_environment,
+)
 from components.errors import GateError
 from components.pipeline_entries import pipeline_entries
 from components.settings import Settings, load_settings
@@ -60,6 +66,8 @@ def prefect_api(settings: Settings, named: str) -> Iterator[EmbeddedServer | Non
     server = EmbeddedServer(settings.root, settings.prefect_port, settings.prefect_timeout_s)
     server.start()
     os.environ["PREFECT_API_URL"] = server.url
+    for name in ("no_proxy", "NO_PROXY"):  # no proxy stands between this process and its own child
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
     try:
         yield server
     finally:
@@ -68,11 +76,11 @@ def prefect_api(settings: Settings, named: str) -> Iterator[EmbeddedServer | Non
 
 def _places(settings: Settings, named: str) -> dict[str, str]:
     """Where the run can be looked at, as commands that can be pasted."""
-    mlflow = settings.mlflow_tracking_uri or (
-        f"mlflow ui --backend-store-uri {configure_mlflow(settings)}"
-    )
+    commands = Path(sys.executable).parent
+    mlflow = f"{commands / 'mlflow'} ui --backend-store-uri {configure_mlflow(settings)}"
+    home = prefect_folder(settings.root)
     return {
-        "mlflow": mlflow,
-        "prefect": named or f"PREFECT_HOME={prefect_folder(settings.root)} prefect server start",
+        "mlflow": settings.mlflow_tracking_uri or mlflow,
+        "prefect": named or f"PREFECT_HOME={home} {commands / 'prefect'} server start",
         "state": str(settings.root),
     }

@@ -5,7 +5,7 @@ import time
 
 from components.adapters.mlflow_registry import CHAMPION, Registry
 from components.adapters.mlflow_tracking import connect
-from components.adapters.prefect_runtime import flush_prefect, without_heartbeat
+from components.adapters.prefect_runtime import beside_embedded_server, flush_prefect
 from components.adapters.prefect_server import EmbeddedServer
 from components.errors import GateError
 from components.pipeline import Pipeline, load_pipeline
@@ -34,7 +34,7 @@ def execute(
     if server is not None:
         server.wait()
     try:
-        with without_heartbeat() if server is not None else contextlib.nullcontext():
+        with beside_embedded_server() if server is not None else contextlib.nullcontext():
             decision = retrain(
                 pipeline=request.pipeline,
                 as_of=request.as_of or DEFAULT_AS_OF,

@@ -6,11 +6,11 @@ from components.adapters.prefect_runtime import enter_flow
 from components.records import RegisteredModel, SmokeTestedModel
 from flows.parameters import RunId
 from tasks import smoke_test as stage
-from tasks.resume import find_record
+from tasks.resume import find_record, released
 
 
 @flow(name="smoke-test", result_serializer="json")
 def smoke_test(run_id: RunId) -> SmokeTestedModel:
     """Prove a registered version in a clean process again."""
     enter_flow()
-    return stage.smoke_test(find_record(RegisteredModel, "register", run_id))
+    return released(stage.smoke_test(find_record(RegisteredModel, "register", run_id)))

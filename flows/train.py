@@ -8,6 +8,7 @@ from components.records import TrainedModel
 from flows.parameters import AsOf, Force, PipelineName, Seed, Settings
 from tasks import train as stage
 from tasks.plan import plan
+from tasks.resume import released
 
 
 @flow(name="train", result_serializer="json")
@@ -20,4 +21,4 @@ def train(
 ) -> TrainedModel:
     """Train a pipeline's model; the other stages go on from its MLflow run."""
     enter_flow()
-    return stage.train(plan(pipeline, as_of, seed, settings, force))
+    return released(stage.train(plan(pipeline, as_of, seed, settings, force)))

@@ -117,6 +117,8 @@ def stage(name: str, given: Job | StageRecord) -> Iterator[Workspace]:
         folder = tempfile.TemporaryDirectory(dir=work, prefix=f"{name}-")
     with folder, single_threaded():
         space = Workspace(name, settings, connect(settings), Path(folder.name), mlflow_run(given))
+        if space.run_id:
+            space.tracking.resume(space.run_id)
         try:
             with storage_errors(work):
                 yield space

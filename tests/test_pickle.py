@@ -37,7 +37,11 @@ def test_a_pickle_is_told_from_other_files(tmp_path: Path) -> None:
 
 
 def test_whole_chain_looks_for_no_pickled_class(
-    tmp_path: Path, checkout: Path, child_environment: Mapping[str, str], prefect_server: str
+    tmp_path: Path,
+    checkout: Path,
+    child_environment: Mapping[str, str],
+    prefect_server: str,
+    finished: Any,
 ) -> None:
     home = tmp_path / "home"
     script = checkout / "tests" / "support" / "run_audited.py"
@@ -53,6 +57,8 @@ def test_whole_chain_looks_for_no_pickled_class(
     *_, summary, audit = map(json.loads, done.stdout.splitlines())
     assert summary["decision"] == "promoted"
     assert audit == {"code": 0, "found": []}
+    # Another home, another server: the same bytes.
+    assert summary["onnx_sha256"] == finished.outcome.json["onnx_sha256"]
     files = [path for path in home.rglob("*") if path.is_file()]
     assert len(files) > 20
     assert [path for path in files if is_pickle(path)] == []

@@ -115,7 +115,7 @@ class Registry:
                 onnx_execution_providers=["CPUExecutionProvider"],
                 save_as_external_data=False,
             )
-            self._ensure_model()
+            self._ensure_model(metadata.description)
             version = self._client.create_model_version(
                 self.model,
                 info.model_uri,
@@ -148,11 +148,11 @@ class Registry:
             )
         return path
 
-    def _ensure_model(self) -> None:
+    def _ensure_model(self, description: str) -> None:
         from mlflow.exceptions import MlflowException
 
         with contextlib.suppress(MlflowException):  # it exists already, the usual case
-            self._client.create_registered_model(self.model)
+            self._client.create_registered_model(self.model, description=description)
             return
         self._client.get_registered_model(self.model)
 

@@ -152,6 +152,8 @@ class Tracking:
 
     def experiment(self, name: str) -> str:
         """Id of the experiment, created when there is none."""
+        from mlflow.exceptions import MlflowException
+
         with mlflow_errors(self.uri):
             found = self.client.get_experiment_by_name(name)
             if found is not None:
@@ -159,7 +161,13 @@ class Tracking:
                     self.client.restore_experiment(found.experiment_id)
                 return str(found.experiment_id)
             location = f"{self._artifact_root}/{name}" if self._artifact_root else None
-            return str(self.client.create_experiment(name, artifact_location=location))
+            try:
+                return str(self.client.create_experiment(name, artifact_location=location))
+            except MlflowException:
+                found = self.client.get_experiment_by_name(name)
+                if found is None:  # else another process made it in between
+                    raise
+                return str(found.experiment_id)
 
     def identity(self, experiment: str) -> str:
         """Tells this store's experiment from one of the same name elsewhere, or made anew."""
@@ -173,10 +181,9 @@ class Tracking:
         """Create a run that says which process owns it, and return its id."""
         from mlflow.entities import Param
 
-        owner = {TAG + "host": socket.gethostname(), TAG + "pid": str(os.getpid())}
         with mlflow_errors(self.uri):
             run = self.client.create_run(
-                self.experiment(experiment), run_name=name, tags={**tags, **owner}
+                self.experiment(experiment), run_name=name, tags={**tags, **_owner()}
             )
             run_id = str(run.info.run_id)
             values = [Param(k, str(v)[:_PARAM_CHARACTERS]) for k, v in params.items()]
@@ -198,6 +205,13 @@ class Tracking:
         with mlflow_errors(self.uri):
             for name, value in tags.items():
                 self.client.set_tag(run_id, TAG + name, value)
+
+    def resume(self, run_id: str) -> None:
+        """Mark a run as running in this process, whatever it was before."""
+        with mlflow_errors(self.uri):
+            self.client.update_run(run_id, status="RUNNING")
+            for name, value in _owner().items():
+                self.client.set_tag(run_id, name, value)
 
     def finish(self, run_id: str, status: str) -> None:
         """End a run with ``FINISHED``, ``FAILED`` or ``KILLED``."""
@@ -262,6 +276,10 @@ class Tracking:
         for run_id in dead:
             self.finish(run_id, "KILLED")
         return dead
+
+
+def _owner() -> dict[str, str]:
+    return {TAG + "host": socket.gethostname(), TAG + "pid": str(os.getpid())}
 
 
 def _alive(pid: int) -> bool:

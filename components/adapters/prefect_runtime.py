@@ -67,6 +67,13 @@ def _revive(value: dict[str, Any]) -> Any:
     return kinds[value["__class__"]].model_validate(value["data"])
 
 
+class _NoLink(logging.Filter):
+    """Drop the line that links to the run's page."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("View at ")
+
+
 def enter_flow() -> None:
     """What every flow does first: refuse pickle, and let foreseen errors explain themselves.
 
@@ -149,13 +156,14 @@ def quiet_console() -> None:
 
 
 @contextlib.contextmanager
-def without_heartbeat() -> Iterator[None]:
-    """Send no heartbeats: a server that dies with the run has nobody who would miss them.
+def beside_embedded_server() -> Iterator[None]:
+    """Send no heartbeats and print no link: the server dies with the run and shows no pages.
 
-    The thread that sends them sleeps in whole seconds, and a run that ends waits for it.
+    The thread that sends heartbeats sleeps in whole seconds, and a run that ends waits for it.
     """
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+    logging.getLogger("prefect.flow_runs").addFilter(_NoLink())
     with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 

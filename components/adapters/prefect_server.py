@@ -121,7 +121,7 @@ class EmbeddedServer:
         }
         environment.pop("PREFECT_API_URL", None)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, str(self.port)],
+            [sys.executable, "-P", "-m", __spec__.name, str(self.port)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=output,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from components.contract import DataSource, Split
 from components.errors import DataError
-from components.state import replace_folder
+from components.state import exclusive, replace_folder
 
 PIXELS = 64
 SCHEMA = pa.schema(
@@ -39,8 +39,11 @@ class DigitsSource(DataSource):
 
     def prepare(self) -> None:
         """Write both splits, unless that has been done."""
-        if self._folder.is_dir():
-            return
+        with exclusive(self._folder.parent, self._folder.name):
+            if not self._folder.is_dir():
+                self._write()
+
+    def _write(self) -> None:
         from sklearn.datasets import load_digits
 
         images, digits = load_digits(return_X_y=True)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from components.contract import DataSource, Split
 from components.digest import digest_file, digest_json
 from components.errors import DataError
-from components.state import replace_folder
+from components.state import exclusive, replace_folder
 
 LATE_MINUTES = 15
 WEATHER = (
@@ -105,8 +105,16 @@ class FlightsSource(DataSource):
 
     def prepare(self) -> None:
         """Join the tables and write one Parquet file per month, unless that has been done."""
-        if (self._folder / "manifest.json").is_file():
-            return
+        with exclusive(self._folder.parent, self._folder.name):
+            if (self._folder / "manifest.json").is_file() and not self._is_outdated():
+                return
+            self._join()
+
+    def _is_outdated(self) -> bool:
+        """Whether an intact manifest was written for other columns than today's."""
+        return bool(self._sealed()["schema"] != str(SCHEMA))
+
+    def _join(self) -> None:
         origin = self._origin or package_folder()
         try:
             self._write(*join_tables(read_tables(origin)))
@@ -130,7 +138,8 @@ class FlightsSource(DataSource):
                     "sha256": digest_file(path),
                     "status": {item["values"]: item["counts"] for item in counts},
                 }
-            sealed = {"months": manifest, "sha256": digest_json(manifest)}
+            content = {"schema": str(SCHEMA), "months": manifest}
+            sealed = {**content, "sha256": digest_json(content)}
             (work / "manifest.json").write_text(json.dumps(sealed, indent=1, sort_keys=True))
 
     def window(self, as_of: date) -> str:
@@ -164,15 +173,20 @@ class FlightsSource(DataSource):
         return train, str(held)
 
     def _manifest(self) -> dict[str, Any]:
+        """Digest and counts of each month."""
+        months: dict[str, Any] = self._sealed()["months"]
+        return months
+
+    def _sealed(self) -> dict[str, Any]:
         path = self._folder / "manifest.json"
         try:
-            sealed = json.loads(path.read_bytes())
-            months: dict[str, Any] = sealed["months"]
-            if digest_json(months) != sealed["sha256"]:
+            sealed: dict[str, Any] = json.loads(path.read_bytes())
+            content = {key: sealed[key] for key in ("schema", "months")}
+            if digest_json(content) != sealed["sha256"]:
                 raise ValueError("its sha256 differs from the one in it")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(self._corrupt(path, str(error))) from error
-        return months
+        return content
 
     def _read(self, name: str) -> pa.Table:
         path = self._folder / f"{name}.parquet"

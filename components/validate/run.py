@@ -67,7 +67,8 @@ class Evidence:
             failures += [f"quality: {failure}" for failure in self.gates.failures]
         if failures or self.gradients is None or self.gates is None:
             blamed = self.gradients.culprit if self.gradients is not None else None
-            culprit = self.contract.culprit or blamed
+            # An empty path is the model itself, so only None gives way to the other report.
+            culprit = blamed if self.contract.culprit is None else self.contract.culprit
             raise GateError("validate", failures, culprit=culprit, metrics=self.metrics)
         return self.gradients, self.gates
 

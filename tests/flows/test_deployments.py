@@ -3,8 +3,11 @@
 import importlib
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,21 +131,15 @@ def prefect_environment(
     }
 
 
-@pytest.fixture
-def prefect(prefect_environment: dict[str, str], checkout: Path) -> Any:
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [Path(sys.executable).with_name("prefect"), *arguments],
-            cwd=checkout,
-            env=prefect_environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    return run
+def ask(url: str, path: str, **body: Any) -> Any:
+    """Send a request to Prefect's API."""
+    request = urllib.request.Request(
+        f"{url}/{path}",
+        data=json.dumps(body).encode() if body else None,
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
 
 
 @pytest.fixture
@@ -169,16 +166,44 @@ def worker(prefect_environment: dict[str, str], tmp_path: Path) -> Iterator[None
 
 
 def test_worker_runs_what_was_deployed(
-    prefect: Any, prefect_environment: dict[str, str], worker: None, tmp_path: Path
+    prefect_server: str,
+    prefect_environment: dict[str, str],
+    worker: None,
+    checkout: Path,
+    tmp_path: Path,
 ) -> None:
-    prefect("work-pool", "create", "default", "--type", "process", "--overwrite")
-    prefect("--no-prompt", "deploy", "--all")
-    listed = json.loads(prefect("deployment", "ls", "--output", "json"))
-    assert {d["entrypoint"] for d in listed} == {d["entrypoint"] for d in FILE["deployments"]}
-    print(listed[0])
-    print(
-        prefect(
-            *("deployment", "run", "retrain/nightly", "--param", "pipeline=deployed"),
-            *("--watch", "--watch-interval", "1", "--watch-timeout", "100"),
-        )
+    ask(prefect_server, "work_pools/", name="default", type="process")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("prefect"), "--no-prompt", "deploy", "--all"],
+        cwd=checkout,
+        env=prefect_environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    stored = {d["entrypoint"]: d for d in ask(prefect_server, "deployments/filter", limit=50)}
+    assert set(stored) == {d["entrypoint"] for d in FILE["deployments"]}
+    nightly = stored["flows.retrain.retrain"]
+    assert nightly["pull_steps"] == [
+        {"prefect.deployments.steps.set_working_directory": {"directory": str(checkout)}}
+    ]
+    assert all(d["parameter_openapi_schema"]["properties"] for d in stored.values())
+    assert not any(item["active"] for d in stored.values() for item in d["schedules"])
+
+    run = ask(
+        prefect_server,
+        f"deployments/{nightly['id']}/create_flow_run",
+        parameters={"pipeline": "deployed"},
+    )
+    deadline = time.monotonic() + 100
+    while run["state_type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+        assert time.monotonic() < deadline, run["state_type"]
+        time.sleep(0.5)
+        run = ask(prefect_server, f"flow_runs/{run['id']}")
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    database = sqlite3.connect(tmp_path / "home" / "mlflow" / "mlflow.db")
+    aliases = database.execute("SELECT name, alias, version FROM registered_model_aliases")
+    assert aliases.fetchall() == [("deployed", "champion", 1)]
+    database.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"home"}

@@ -172,24 +172,3 @@ def test_second_run_is_cached(
         assert second[name] == first[name]
     assert len(client.search_model_versions("name = 'digits'")) == 1
     assert client.get_run(first["mlflow_run_id"]).info.status == "FINISHED"
-
-
-def test_forced_run_trains_the_same_bytes(
-    finished: Any, client: MlflowClient, assay: Callable[..., Any], prefect_server: str
-) -> None:
-    outcome = assay(
-        "run",
-        "digits",
-        "--json",
-        "--force",
-        ASSAY_HOME=finished.home,
-        PREFECT_API_URL=prefect_server,
-    )
-    assert outcome.code == 0, outcome.err
-    first, forced = finished.outcome.json, outcome.json
-    assert not any(stage["cached"] for stage in forced["stages"].values())
-    assert forced["mlflow_run_id"] != first["mlflow_run_id"]
-    assert forced["decision"] == "kept_champion"
-    for name in ("version", "champion", "onnx_sha256", "metrics"):
-        assert forced[name] == first[name]
-    assert len(client.search_model_versions("name = 'digits'")) == 1

@@ -145,6 +145,7 @@ def make(
 
 
 tiny = make("tiny")
+again = make("again")
 rivals = make("rivals")
 exploding = make("exploding")
 interrupted = make("interrupted")
