@@ -3,16 +3,15 @@
 import argparse
 import atexit
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from components.errors import AssayError, ConfigError
+from components.interruption import interrupt_on_signals, interrupt_received
 
 EXIT_CODES = """exit status:
   0  the run completed: the candidate was promoted, or the champion kept
@@ -24,7 +23,7 @@ EXIT_CODES = """exit status:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its status."""
     arguments = build_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupt_on_signals()
     try:
         status = dispatch(arguments)
         sys.stdout.flush()
@@ -32,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _say(f"assay: {error}")
         status = error.exit_code
     except KeyboardInterrupt:
+        interrupt_received()
         _say("assay: interrupted; finished stages are kept, run the same command to go on.")
         status = 130
     except BrokenPipeError:
@@ -159,11 +159,6 @@ def _date(text: str) -> date:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Let finally blocks run: the embedded server stops and the MLflow run is closed."""
-    raise KeyboardInterrupt
 
 
 def _unexpected(error: Exception) -> str:

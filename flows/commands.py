@@ -15,6 +15,7 @@ from components.adapters.prefect_server import (
     run_environment,
 )
 from components.errors import GateError
+from components.interruption import interrupt_received
 from components.pipeline_entries import pipeline_entries
 from components.settings import Settings, load_settings
 from components.state import make_root, prefect_folder
@@ -71,6 +72,7 @@ def prefect_api(settings: Settings, named: str) -> Iterator[EmbeddedServer | Non
     try:
         yield server
     finally:
+        interrupt_received()
         server.stop()
 
 

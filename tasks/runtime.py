@@ -14,6 +14,7 @@ from components.adapters.mlflow_tracking import Tracking, connect
 from components.adapters.prefect_runtime import load_block_settings, publish_rejection, run_logger
 from components.digest import digest_json
 from components.errors import AssayError, GateError, InfrastructureError
+from components.interruption import interrupt_received
 from components.records import (
     Artifact,
     Job,
@@ -126,6 +127,7 @@ def stage(name: str, given: Job | StageRecord) -> Iterator[Workspace]:
             _reject(space, given, error)
             raise
         except BaseException as error:
+            interrupt_received()
             _close(space, "failed", error)
             raise
 

@@ -243,12 +243,14 @@ def command(
         for name, value in variables.items():
             monkeypatch.setenv(name, str(value))
         capsys.readouterr()
-        before = signal.getsignal(signal.SIGTERM)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+        before = {number: signal.getsignal(number) for number in numbers}
         try:
             with pytest.raises(SystemExit) as ended:
                 main([str(argument) for argument in arguments])
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         assert isinstance(ended.value.code, int)
         return Outcome(ended.value.code, *capsys.readouterr())
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from components.errors import AssayError, ConfigError
+from components.interruption import reclaim_signals
 from components.records import Record
 
 SAFE_SERIALIZER = "json"
@@ -75,13 +76,14 @@ class _NoLink(logging.Filter):
 
 
 def enter_flow() -> None:
-    """What every flow does first: refuse pickle, and let foreseen errors explain themselves.
+    """What every flow does first: no pickle, errors that explain themselves, certain interrupts.
 
     Raises:
         ConfigError: As :func:`refuse_pickle`.
     """
     refuse_pickle()
     quiet_console()
+    reclaim_signals()
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:

@@ -6,9 +6,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from components.adapters.prefect_server import free_port
 
@@ -43,33 +45,48 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start processes, and let none outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(command: list[str | Path], **options: Any) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, text=True, **pipes, **options))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 def test_interrupted_run_ends_tidily_and_the_same_command_completes(
-    tmp_path: Path, child_environment: Mapping[str, str], assay: Callable[..., Any]
+    tmp_path: Path,
+    child_environment: Mapping[str, str],
+    assay: Callable[..., Any],
+    start: Callable[..., subprocess.Popen[str]],
 ) -> None:
     home, port = tmp_path / "home", free_port()
     own = {"ASSAY_HOME": str(home), "ASSAY_PREFECT_PORT": str(port)}
-    command = ("run", "slow", "--json")
+    command = ("run", "waiting", "--json")
 
-    def training(runs: int) -> subprocess.Popen[str]:
-        """A run that is at work, the given one in its home."""
-        process = subprocess.Popen(
+    def training() -> subprocess.Popen[str]:
+        """A run that has begun to train, at a place where a first interruption is dropped."""
+        mark = tmp_path / "mark"
+        mark.unlink(missing_ok=True)
+        process = start(
             [Path(sys.executable).with_name("assay"), *command],
             cwd=tmp_path,
-            env={**child_environment, **own, "TEAM_SLEEP_S": "60"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            env={**child_environment, **own, "TEAM_WAIT": str(mark)},
         )
-        wait_for(
-            lambda: mlflow_states(home)[runs - 1 :] == ["RUNNING"] or process.poll() is not None
-        )
-        time.sleep(0.5)
+        wait_for(lambda: mark.exists() or process.poll() is not None)
         assert process.poll() is None, process.communicate()
         assert is_open(port)
         return process
 
     for runs, number in enumerate((signal.SIGTERM, signal.SIGINT), 1):
-        process = training(runs)
+        process = training()
         process.send_signal(number)
         out, err = process.communicate(timeout=15)
         assert (process.returncode, out) == (130, "")
@@ -79,7 +96,7 @@ def test_interrupted_run_ends_tidily_and_the_same_command_completes(
         assert mlflow_states(home) == ["KILLED"] * runs
         assert list((home / "work").iterdir()) == []
 
-    process = training(3)
+    process = training()
     process.kill()  # no chance to tidy up: the server notices, and the next run closes this one
     process.communicate()
     wait_for(lambda: not is_open(port), 15)

@@ -119,9 +119,20 @@ class Incomplete(Model):
         raise NotImplementedError
 
 
-def slow_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """As slow as the environment says."""
-    time.sleep(float(os.environ.get("TEAM_SLEEP_S", "0")))
+class Unlucky:
+    """Waits where Python drops an exception."""
+
+    def __del__(self) -> None:
+        time.sleep(60)
+
+
+def waiting_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Waits, first where an interruption is dropped, if the environment names a file to make."""
+    if (path := os.environ.get("TEAM_WAIT")) is not None:
+        if Path(path).exists():
+            time.sleep(60)
+        Path(path).touch()
+        Unlucky()
     return nn.functional.cross_entropy(logits, labels)
 
 
@@ -134,7 +145,7 @@ def make(
         source=functools.partial(Synthetic, fault=fault),
         features=Features(label="label", classes=2, numeric=COLUMNS),
         model=model,
-        loss=slow_loss,
+        loss=waiting_loss,
         config=TrainConfig(epochs=2, batch_size=32, learning_rate=0.05, device="cpu"),
         metrics=lambda scored: class_metrics(scored, "probabilities"),
         gates=(QualityGate(metric="accuracy", minimum=minimum),),
@@ -157,7 +168,7 @@ tampered = make("tampered")
 deployed = make("deployed")
 filling = make("filling")
 forged = make("forged")
-slow = make("slow")
+waiting = make("waiting")
 incomplete = make("incomplete", Incomplete)
 detached = make("detached", Detached)
 bypassing = make("bypassing", Bypassing)

@@ -1,0 +1,55 @@
+"""Stopping on a signal, for certain.
+
+Python raises an interrupt wherever the main thread happens to be. If that is inside a weak
+reference's callback or a ``__del__``, the exception is printed and lost, and the process would go
+on as if nobody had asked it to stop. So the interrupt is raised again, once a second, until
+somebody says that it has arrived.
+"""
+
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+_AGAIN_S = 1.0
+
+
+def interrupt_on_signals() -> None:
+    """Let SIGTERM and SIGINT raise KeyboardInterrupt in the main thread until it is received.
+
+    So ``finally`` blocks run: the embedded server stops, and the MLflow run is closed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _interrupt)
+    sys.unraisablehook = _unraisable
+
+
+def reclaim_signals() -> None:
+    """Take SIGTERM back, where :func:`interrupt_on_signals` had it, from a flow that has begun.
+
+    Prefect's own handler raises once and no more. A worker's process never called the former, and
+    keeps Prefect's, which tells a cancellation from a crash.
+    """
+    if signal.getsignal(signal.SIGALRM) is _interrupt:
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def interrupt_received() -> None:
+    """Stop repeating; cleaning up is not to be interrupted. Does nothing if nobody interrupted."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    """Say nothing of a lost interrupt: it comes again.
+
+    While a flow runs, SIGTERM is Prefect's, which raises a signal of its own, once.
+    """
+    if isinstance(lost.exc_value, Exception | GeneratorExit | SystemExit | None):
+        sys.__unraisablehook__(lost)
+    else:
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    raise KeyboardInterrupt
