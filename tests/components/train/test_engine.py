@@ -1,7 +1,6 @@
 """The training loop, against slow references: bytes, losses, epochs, and what it leaves behind."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,13 +8,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from components.errors import GateError, InfrastructureError
+from components.errors import GateError
 from components.train import engine
 from components.train.config import TrainConfig
 from components.train.engine import (
     Epoch,
     Trained,
-    choose_device,
     evaluate_loss,
     reproducible,
     split_rows,
@@ -24,7 +22,6 @@ from components.train.engine import (
 
 ROWS, COLUMNS, CLASSES = 65, 4, 3
 CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2, patience=3, device="cpu")
-ON_CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available")
 
 
 def change(**values: object) -> TrainConfig:
@@ -341,97 +338,3 @@ def test_the_seed_chooses_the_split() -> None:
 def test_too_few_rows_are_refused(count: int) -> None:
     with pytest.raises(ValueError, match="at least 2 rows"):
         split_rows(count, CONFIG)
-
-
-@pytest.fixture
-def _restored() -> Iterator[None]:
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict, warn_only=warn)
-
-
-@pytest.mark.usefixtures("_restored")
-@pytest.mark.parametrize(("strict", "warn"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("fails", [False, True])
-def test_what_was_set_before_is_put_back(strict: bool, warn: bool, fails: bool) -> None:
-    torch.set_num_threads(2)
-    torch.use_deterministic_algorithms(strict, warn_only=warn)
-    torch.manual_seed(99)
-    before = torch.get_rng_state()
-    try:
-        with reproducible(change(threads=1, seed=5)):
-            assert torch.get_num_threads() == 1
-            assert torch.are_deterministic_algorithms_enabled()
-            assert not torch.is_deterministic_algorithms_warn_only_enabled()
-            assert torch.initial_seed() == 5
-            torch.rand(10)
-            if fails:
-                raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        assert fails
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.get_num_threads() == 2
-    assert torch.are_deterministic_algorithms_enabled() is strict
-    assert torch.is_deterministic_algorithms_warn_only_enabled() is warn
-
-
-def test_cublas_is_told_to_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    with reproducible(CONFIG):
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    with reproducible(CONFIG):
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "the user's choice stays"
-
-
-@ON_CPU_ONLY
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (change(device="auto", require_gpu=True), "require_gpu is set"),
-        (change(device="cuda"), "device is cuda"),
-        (change(device="cpu", require_gpu=True), "require_gpu is set"),
-    ],
-)
-def test_a_gpu_that_is_required_and_absent_is_refused(config: TrainConfig, words: str) -> None:
-    with pytest.raises(InfrastructureError, match=words):
-        choose_device(config)
-
-
-def test_a_required_gpu_contradicts_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(InfrastructureError, match="contradicts device=cpu"):
-        choose_device(change(device="cpu", require_gpu=True))
-
-
-@pytest.mark.parametrize("available", [False, True])
-def test_the_device_follows_the_config_and_the_machine(
-    monkeypatch: pytest.MonkeyPatch, available: bool
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert choose_device(change(device="auto")).type == ("cuda" if available else "cpu")
-    assert choose_device(change(device="cpu")).type == "cpu"
-
-
-@ON_CPU_ONLY
-def test_training_checks_the_device_before_it_touches_the_model() -> None:
-    class Untouched(nn.Module):
-        def _apply(self, *args: object, **kwargs: object) -> "Untouched":
-            raise AssertionError("work was done")
-
-    with pytest.raises(InfrastructureError):
-        train_model(
-            Untouched(), nn.functional.cross_entropy, [], torch.zeros(0), change(device="cuda")
-        )
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_gives_the_same_bytes_twice(rows: tuple[Tensor, Tensor]) -> None:
-    config = change(device="cuda", require_gpu=True)
-    first, second = fit(rows, config), fit(rows, config)
-    assert first.device.startswith("cuda")
-    assert sha256(first) == sha256(second)
-    assert {tensor.device.type for tensor in first.state.values()} == {"cpu"}
