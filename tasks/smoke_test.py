@@ -2,7 +2,8 @@
 
 from prefect import task
 
-from components.adapters.mlflow_registry import CHALLENGER, Registry
+from components.adapters.mlflow_registry import CHALLENGER, DAMAGED, Registry
+from components.digest import digest_file
 from components.errors import GateError
 from components.records import Latency, RegisteredModel, SmokeTestedModel
 from components.smoke_test.runner import run_smoke_test
@@ -30,6 +31,8 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
                 model, sha256=exported.onnx.sha256, golden=golden, rtol=RTOL, atol=ATOL
             )
         except GateError as error:
+            if digest_file(model) != exported.onnx.sha256:  # the next run registers them anew
+                registry.tag(registered.version, {DAMAGED: "true"})
             registry.tag(registered.version, {"decision": "rejected", "reason": str(error)[:5000]})
             registry.drop_alias(CHALLENGER, registered.version)
             raise

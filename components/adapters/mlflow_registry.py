@@ -15,6 +15,8 @@ from components.errors import InfrastructureError
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 MODEL_FILE = "model.onnx"
+DAMAGED = "damaged"
+"""Tag of a version whose bytes are no longer those that were registered."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,12 @@ class Registry:
         self.model = model
 
     def find(self, tags: Mapping[str, str]) -> Version | None:
-        """The oldest version that carries all these tags."""
+        """The oldest intact version that carries all these tags."""
         wanted = " and ".join(f"tags.`{TAG}{name}` = '{value}'" for name, value in tags.items())
         with mlflow_errors(self._tracking.uri):
             found = self._client.search_model_versions(f"name = '{self.model}' and {wanted}")
-        versions = sorted((_version(item) for item in found), key=lambda v: v.number)
+        intact = [version for item in found if DAMAGED not in (version := _version(item)).tags]
+        versions = sorted(intact, key=lambda version: version.number)
         return versions[0] if versions else None
 
     def by_alias(self, alias: str) -> Version | None:

@@ -100,7 +100,7 @@ def connect(settings: Settings) -> "Tracking":
 
     logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
     root = ""
-    if not settings.mlflow_tracking_uri:
+    if not uri.startswith(("http://", "https://")):  # a server keeps artifacts itself
         folder = mlflow_folder(settings.root)
         with storage_errors(folder):
             (folder / "artifacts").mkdir(parents=True, exist_ok=True)

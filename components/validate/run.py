@@ -18,12 +18,13 @@ from components.train.run import to_tensors
 from components.validate.contract import verify_contract
 from components.validate.contract_report import ContractReport
 from components.validate.gates import GatesReport, check_gates
-from components.validate.gradient_report import GradientReport
+from components.validate.gradient_report import GradientReport, Verdict
 from components.validate.gradients import verify_gradients
 
 CONTRACT_ROWS = (8, 5, 3)
 GRADIENT_ROWS = 4
 BATCHES = 3
+MOST_NAMED = 5
 SCORABLE = ("conformance", "metadata", "inputs", "outputs", "finite")
 """Contract checks without which there is nothing to score."""
 
@@ -62,7 +63,7 @@ class Evidence:
         failures = [f"contract: {failure}" for failure in self.contract.failures]
         failures += [f"gradients: {trouble}" for trouble in self.trouble]
         if self.gradients is not None and not self.gradients.passed:
-            failures.append(f"gradients: {self.gradients.reason}")
+            failures.append(f"gradients: {self.gradients.reason}{_failing(self.gradients)}")
         if self.gates is not None:
             failures += [f"quality: {failure}" for failure in self.gates.failures]
         if failures or self.gradients is None or self.gates is None:
@@ -114,6 +115,14 @@ def _check_gradients(
         what = f"{type(error).__name__}: {error}"
         return None, (f"forward and backward must run in float64; they raised {what}",)
     return report, ()
+
+
+def _failing(report: GradientReport) -> str:
+    """The tensors that did not pass, at most five of them."""
+    doubtful = (Verdict.FAIL, Verdict.UNVERIFIABLE)
+    names = [f"{t.name} ({t.cause})" for t in report.tensors if t.verdict in doubtful]
+    more = ["..."] if len(names) > MOST_NAMED else []
+    return f" Tensors: {', '.join([*names[:MOST_NAMED], *more])}" if names else ""
 
 
 def contract_batches(encoding: Encoding, rows: pa.Table) -> list[tuple[Tensor, ...]]:

@@ -53,12 +53,14 @@ def test_version_whose_bytes_changed_is_rejected(bench: Any, export_of: Callable
     assert run.info.status == "FAILED"
     assert run.data.tags["assay.decision"] == "rejected"
 
-    path.write_bytes(content)  # mended: the same version may prove itself again
-    again = decide.fn(smoke_test.fn(register.fn(registered.exported)))
-    assert again.tested.registered.version == registered.version
-    assert again.decision in ("promoted", "kept_champion")
+    again = register.fn(registered.exported)  # from the run's own artifacts, which are intact
+    assert (again.version, again.created) == (registered.version + 1, True)
+    decision = decide.fn(smoke_test.fn(again))
+    assert decision.decision in ("promoted", "kept_champion")
     assert "challenger" not in bench.aliases("tampered")
-    assert bench.versions("tampered")[registered.version]["decision"] == again.decision
+    assert bench.versions("tampered")[again.version]["decision"] == decision.decision
+    assert bench.versions("tampered")[registered.version]["decision"] == "rejected"
+    assert path.read_bytes() != content, "what was damaged stays as evidence"
 
 
 def test_champion_whose_bytes_changed_is_not_compared_with(
