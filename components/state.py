@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from components.errors import InfrastructureError
+from components.errors import ConfigError, InfrastructureError
 
 _STORAGE = {
     errno.EACCES,
@@ -46,9 +46,15 @@ def make_root(root: Path) -> None:
     """Create the state folder and prove that it can be written.
 
     Raises:
+        ConfigError: Its path cannot be part of a database's address.
         InfrastructureError: The folder cannot be made or written, or the disk is full.
     """
-    with storage_errors(root):
+    if reserved := sorted(set("?#%") & set(str(root))):
+        raise ConfigError(
+            f"the state folder's path becomes part of a database's address and must not contain "
+            f"{' '.join(reserved)}; got {root}. Name another folder in ASSAY_HOME."
+        )
+    with storage_errors(root, errno.ENOENT):
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=root, prefix=".probe-") as probe:
             probe.write(b"\0" * 65536)
@@ -57,12 +63,12 @@ def make_root(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an operating system's refusal to write below ``path`` into an error with a next step."""
+def storage_errors(path: Path, *more: int) -> Iterator[None]:
+    """Turn a refusal to write below ``path``, or ``more`` error numbers, into a next step."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _STORAGE:
+        if error.errno not in {*_STORAGE, *more}:
             raise
         raise InfrastructureError(
             f"the state folder must be writable and have space; writing below {path} failed: "

@@ -18,7 +18,7 @@ from components.evaluate import score_rows
 from components.export.predictors import OnnxPredictor
 from components.pipeline import Pipeline, load_pipeline
 from components.plan import open_source
-from components.records import Decision, SmokeTestedModel
+from components.records import Decision, SmokeTestedModel, lineage
 from components.state import exclusive
 from tasks.runtime import Workspace, stage
 
@@ -46,12 +46,12 @@ def decide(tested: SmokeTestedModel) -> Decision:
         with exclusive(space.settings.root, f"promote-{registry.model}"):
             holder = registry.by_alias(CHAMPION)
             champion = _champion(
-                pipeline, registry, holder, candidate, rows, job.as_of, space.folder
+                pipeline, registry, holder, candidate, sha256, rows, job.as_of, space.folder
             )
             judgement = judge(pipeline, candidate, champion, rows.num_rows)
             if champion is not candidate:  # a champion keeps the reason it was promoted for
                 _apply(registry, candidate.version, judgement)
-        _publish(space, pipeline, candidate, champion, judgement)
+        _publish(space, tested, pipeline, candidate, champion, judgement)
         if judgement.verdict == "rejected":
             raise GateError("decide", [judgement.reason])
         space.tracking.finish(trained.run_id, "FINISHED")
@@ -80,7 +80,8 @@ def _contender(
         raise InfrastructureError(
             f"registered files must keep their bytes; {pipeline.name} version {version} was "
             f"registered with sha256 {sha256[:12]} and now has {found[:12]}. Find out who changed "
-            "it, and let the alias name a version that is intact."
+            "it. Then let the alias name a version that is intact, or take the alias away, and "
+            "the next candidate is judged by the gates alone."
         )
     predictor = OnnxPredictor(onnx_file.read_bytes())
     return Contender(version, score_rows(pipeline, predictor, predictor.encoding, rows))
@@ -91,6 +92,7 @@ def _champion(
     registry: Registry,
     holder: Version | None,
     candidate: Contender,
+    candidate_sha256: str,
     rows: pa.Table,
     as_of: date,
     folder: Path,
@@ -99,8 +101,10 @@ def _champion(
         return None
     if holder.number == candidate.version:
         return candidate
-    onnx_file = registry.download(holder.number, folder / "champion")
     sha256 = holder.tags.get("onnx_sha256", "")
+    if sha256 == candidate_sha256:  # the champion's bytes, registered anew after it was damaged
+        return replace(candidate, version=holder.number)
+    onnx_file = registry.download(holder.number, folder / "champion")
     champion = _contender(pipeline, onnx_file, sha256, rows, holder.number)
     # Dates written YYYY-MM-DD compare as text.
     later = pipeline.dated and holder.tags.get("as_of", "") > str(as_of)
@@ -117,6 +121,7 @@ def _apply(registry: Registry, version: int, judgement: Judgement) -> None:
 
 def _publish(
     space: Workspace,
+    given: SmokeTestedModel,
     pipeline: Pipeline,
     candidate: Contender,
     champion: Contender | None,
@@ -126,6 +131,7 @@ def _publish(
     space.put("decision.md", markdown)
     publish_markdown(f"{pipeline.name}-decision", markdown, "Who is champion, and why")
     space.log.info("%s: %s", judgement.verdict, judgement.reason)
-    if champion is not candidate:
+    trained = lineage(given)["train"]
+    if champion is not candidate or trained.stage.flow_run_id == space.ended().flow_run_id:
         tags = {"decision": judgement.verdict, "reason": judgement.reason}
         space.tracking.tag(space.run_id, tags)

@@ -145,9 +145,11 @@ class Registry:
             )
         path = folder / MODEL_FILE
         if not path.is_file():
+            self.tag(version, {DAMAGED: "true"})
             raise InfrastructureError(
                 f"{uri} must hold {MODEL_FILE}; it holds "
-                f"{', '.join(sorted(p.name for p in folder.iterdir()))}. Retrain with --force."
+                f"{', '.join(sorted(p.name for p in folder.iterdir()))}. The version is marked as "
+                "damaged; run again, and the candidate is registered anew."
             )
         return path
 

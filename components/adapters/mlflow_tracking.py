@@ -5,7 +5,9 @@ import functools
 import logging
 import os
 import re
+import shutil
 import socket
+import sqlite3
 import tempfile
 import time
 import urllib.error
@@ -19,7 +21,7 @@ from components.digest import digest_file
 from components.errors import ConfigError, InfrastructureError
 from components.records import Artifact
 from components.settings import Settings
-from components.state import exclusive, mlflow_folder, storage_errors
+from components.state import exclusive, mlflow_folder, replace_folder, storage_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -109,9 +111,32 @@ def connect(settings: Settings) -> "Tracking":
         logging.getLogger("alembic").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     with exclusive(settings.root, "mlflow"), mlflow_errors(uri):
+        if not settings.mlflow_tracking_uri:
+            _make_database(mlflow_folder(settings.root) / "mlflow.db")
         client = mlflow.MlflowClient(uri)
         client.search_experiments(max_results=1)  # two processes must not migrate at once
     return Tracking(client, uri, root)
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's tables elsewhere and move them into place, so that they are never half there.
+
+    Hold the lock; an interrupted attempt leaves nothing that a later one could trip over.
+    """
+    if path.exists():
+        return
+    import mlflow
+
+    with replace_folder(path.with_name("new")) as folder:
+        draft, whole = folder / "draft.db", folder / "whole.db"
+        mlflow.MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+        with (
+            contextlib.closing(sqlite3.connect(draft)) as source,
+            contextlib.closing(sqlite3.connect(whole)) as target,
+        ):
+            source.backup(target)
+        whole.replace(path)
+    shutil.rmtree(path.with_name("new"))
 
 
 @contextlib.contextmanager
@@ -131,7 +156,8 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         raise InfrastructureError(
             f"MLflow must store what a run gives it; {_shown(uri)} refused: {first}. See that the "
             "server or the database file is reachable and writable, and run again: finished stages "
-            "are kept. If their MLflow run was deleted, retrain with --force."
+            "are kept. If their MLflow run was deleted, retrain with --force; if the embedded "
+            "database is damaged, delete the folder mlflow below the state folder to start anew."
         ) from error
 
 

@@ -165,8 +165,9 @@ class EmbeddedServer:
         last = text[-1][:300] if text else "nothing"
         return (
             f"the embedded Prefect server must answer at {self.url}; it {how}. Its log, "
-            f"{self.log}, ends with: {last}. Mend what it names, or set PREFECT_API_URL to a "
-            "server of your own."
+            f"{self.log}, ends with: {last}. Mend what it names, set PREFECT_API_URL to a server "
+            f"of your own, or delete {self.log.parent}, which holds only the history of flow runs "
+            "and cached results."
         )
 
 

@@ -187,6 +187,7 @@ def _require_finite(epoch: Epoch, config: TrainConfig) -> None:
             [
                 f"the loss must stay finite; epoch {epoch.number} gave a training loss of "
                 f"{epoch.train_loss} and a validation loss of {epoch.validation_loss}. Lower "
-                f"learning_rate (now {config.learning_rate}) or look for bad rows"
+                f"learning_rate (now {config.learning_rate}) or weight_decay (now "
+                f"{config.weight_decay}), or look for bad rows"
             ],
         )

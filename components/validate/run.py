@@ -63,7 +63,9 @@ class Evidence:
         failures = [f"contract: {failure}" for failure in self.contract.failures]
         failures += [f"gradients: {trouble}" for trouble in self.trouble]
         if self.gradients is not None and not self.gradients.passed:
-            failures.append(f"gradients: {self.gradients.reason}{_failing(self.gradients)}")
+            failures.append(
+                f"gradients: {self.gradients.reason.rstrip('.')}{_failing(self.gradients)}"
+            )
         if self.gates is not None:
             failures += [f"quality: {failure}" for failure in self.gates.failures]
         if failures or self.gradients is None or self.gates is None:
@@ -122,7 +124,7 @@ def _failing(report: GradientReport) -> str:
     doubtful = (Verdict.FAIL, Verdict.UNVERIFIABLE)
     names = [f"{t.name} ({t.cause})" for t in report.tensors if t.verdict in doubtful]
     more = ["..."] if len(names) > MOST_NAMED else []
-    return f" Tensors: {', '.join([*names[:MOST_NAMED], *more])}" if names else ""
+    return f". Tensors: {', '.join([*names[:MOST_NAMED], *more])}" if names else ""
 
 
 def contract_batches(encoding: Encoding, rows: pa.Table) -> list[tuple[Tensor, ...]]:
