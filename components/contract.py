@@ -9,15 +9,18 @@ Legend: B = batch, the one dynamic axis, written ``"batch"`` in a shape.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
 from torch import Tensor, nn
 
+from components.data.schema import RowSchema
 from components.errors import ContractError
 
 Split = Literal["train", "holdout"]
@@ -67,12 +70,25 @@ class Model(nn.Module, ABC):
         """Names, dtypes and shapes of inputs and outputs, and the class labels."""
 
 
+@dataclass(frozen=True)
+class SourceContext:
+    """What a data source is given by the installation.
+
+    Args:
+        folder: For local files of the source; not made yet.
+        database_url: The setting ``ASSAY_DATABASE_URL``; empty where it is not set.
+    """
+
+    folder: Path
+    database_url: SecretStr = SecretStr("")
+
+
 class DataSource(ABC):
     """Rows of a task, by split, as Arrow record batches."""
 
     @abstractmethod
-    def schema(self) -> pa.Schema:
-        """Columns with their types; a field is nullable only where a missing value is allowed."""
+    def schema(self) -> RowSchema:
+        """Columns with their types, checks of their values, and the key."""
 
     @abstractmethod
     def prepare(self) -> None:

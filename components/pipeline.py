@@ -7,14 +7,13 @@ its own in its own package and a flow parameter never carries an import path.
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor
 
-from components.contract import DataSource, Model
+from components.contract import DataSource, Model, SourceContext
 from components.data.encoding import Features
 from components.errors import AssayError, ConfigError
 from components.pipeline_entries import GROUP, pipeline_entries
@@ -54,7 +53,7 @@ class Pipeline:
     Args:
         name: The registered model's name, and the entry point's.
         description: One line for people.
-        source: Gives the data source, whose local files go below the folder passed in.
+        source: Gives the data source, from what the installation offers it.
         features: Which columns are read, and how.
         model: The network's class, built as ``model(encoding, config)``.
         loss: Maps logits and labels (B,) int64 to the mean loss, a scalar.
@@ -69,7 +68,7 @@ class Pipeline:
 
     name: str
     description: str
-    source: Callable[[Path], DataSource]
+    source: Callable[[SourceContext], DataSource]
     features: Features
     model: type[Model]
     loss: Callable[[Tensor, Tensor], Tensor]

@@ -11,13 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from components.contract import DataSource, instantiate
+from components.contract import DataSource, SourceContext, instantiate
 from components.data.rows import load_dataset
 from components.digest import digest_json, digest_sources
 from components.errors import ConfigError
 from components.pipeline import Pipeline
 from components.records import Job
-from components.settings import describe_validation
+from components.settings import Settings, describe_validation
 from components.state import data_folder
 from components.train.config import TrainConfig
 
@@ -53,18 +53,19 @@ def resolve_config(pipeline: Pipeline, seed: int, assignments: Iterable[str]) ->
         ) from None
 
 
-def open_source(pipeline: Pipeline, root: Path) -> DataSource:
+def open_source(pipeline: Pipeline, settings: Settings) -> DataSource:
     """The pipeline's data source, with its files below the state folder.
 
     Raises:
         ContractError: Its class misses abstract methods.
     """
-    return instantiate(pipeline.source, data_folder(root) / pipeline.name)
+    folder = data_folder(settings.root) / pipeline.name / "source"
+    return instantiate(pipeline.source, SourceContext(folder, settings.database_url))
 
 
 def plan_job(
     pipeline: Pipeline,
-    root: Path,
+    settings: Settings,
     *,
     as_of: date = DEFAULT_AS_OF,
     seed: int = 0,
@@ -79,7 +80,7 @@ def plan_job(
         ContractError: The data source or the model is incomplete.
     """
     config = resolve_config(pipeline, seed, assignments)
-    source = open_source(pipeline, root)
+    source = open_source(pipeline, settings)
     source.prepare()
     window = source.window(as_of)
     dataset = load_dataset(source, as_of, pipeline.features)

@@ -47,6 +47,18 @@ class Settings(BaseSettings):
     prefect_timeout_s: float = Field(
         120.0, gt=0, description="seconds to wait for the embedded Prefect server"
     )
+    database_url: SecretStr = Field(
+        SecretStr(""), description="SQLAlchemy URL of the database that SQL sources read"
+    )
+    checkpoint_root: str = Field(
+        "", description="folder or fsspec URL of checkpoints; empty is below the state folder"
+    )
+    snapshot_root: str = Field(
+        "", description="folder or fsspec URL of snapshots; empty is below the state folder"
+    )
+    checkpoint_every_s: float = Field(
+        60.0, gt=0, description="seconds between checkpoints within an epoch"
+    )
     credentials_block: str = Field(
         "", description="name of a Prefect block of type Assay Credentials to read settings from"
     )
