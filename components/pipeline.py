@@ -56,7 +56,7 @@ class Pipeline:
         source: Gives the data source, from what the installation offers it.
         features: Which columns are read, and how.
         model: The network's class, built as ``model(encoding, config)``.
-        loss: Maps logits and labels (B,) int64 to the mean loss, a scalar.
+        loss: Maps logits and labels (B,) int64 to the loss of each row (B,), or to their mean.
         config: Training defaults; its class names and types the keys of ``--set``.
         metrics: Maps scored rows to named metrics.
         gates: Bounds that a candidate must keep.
@@ -64,6 +64,8 @@ class Pipeline:
         margin: How much worse than the champion a candidate may be and still replace it.
         dated: Whether ``as_of`` selects rows.
         waivers: Tensors whose gradient differs on purpose, each with its reason.
+        frozen: Parameters that stay as the model's class made them, by name or pattern such as
+            ``backbone.*``.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Pipeline:
     margin: float
     dated: bool
     waivers: tuple[Waiver, ...] = ()
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a pipeline whose decision or gates could not be made."""

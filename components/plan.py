@@ -107,7 +107,14 @@ def code_digest(pipeline: Pipeline) -> str:
     sources = digest_sources([own, own.parent / "tasks", *_code_of(pipeline)])
     # The object itself may stand in a package that none of its parts comes from.
     declared = repr(
-        (pipeline.features, pipeline.gates, pipeline.metric, pipeline.margin, pipeline.waivers)
+        (
+            pipeline.features,
+            pipeline.gates,
+            pipeline.metric,
+            pipeline.margin,
+            pipeline.waivers,
+            pipeline.frozen,
+        )
     )
     return digest_json([sources, declared, {name: version(name) for name in _ENGINES}])
 

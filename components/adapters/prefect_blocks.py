@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr
 
 
 class AssayCredentials(Block):
-    """How a worker reaches MLflow; secrets are stored encrypted and shown masked."""
+    """How a worker reaches MLflow and a database; secrets are stored encrypted and shown masked."""
 
     _block_type_name = "Assay Credentials"
     _block_type_slug = "assay-credentials"
@@ -16,6 +16,10 @@ class AssayCredentials(Block):
     mlflow_username: str = Field("", description="user name for the MLflow server")
     mlflow_password: SecretStr = Field(SecretStr(""), description="password for the MLflow server")
     mlflow_token: SecretStr = Field(SecretStr(""), description="bearer token for the MLflow server")
+
+    database_url: SecretStr = Field(
+        SecretStr(""), description="SQLAlchemy URL of the database that SQL sources read"
+    )
 
     def settings(self) -> dict[str, Any]:
         """Values by setting name, empty ones left out."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.contract import DataSource, Split
+from components.data.schema import RowSchema
 from components.errors import DataError
 from components.state import exclusive, replace_folder
 
@@ -33,9 +34,11 @@ class DigitsSource(DataSource):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def schema(self) -> pa.Schema:
+    def schema(self) -> RowSchema:
         """``image``, 64 grey values from 0 to 16 in row order, and ``digit``."""
-        return SCHEMA
+        from pandera.pyarrow import Check
+
+        return RowSchema(SCHEMA, checks={"digit": [Check.in_range(0, 9)]})
 
     def prepare(self) -> None:
         """Write both splits, unless that has been done."""

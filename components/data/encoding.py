@@ -7,24 +7,26 @@ Legend: B = batch, C = categorical columns, F = numeric columns.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
 
 from components.contract import TensorSpec
+from components.data.statistics import (
+    DISTINCT_VALUES,
+    ColumnStatistics,
+    Frozen,
+    Statistics,
+    as_floats,
+)
 from components.errors import DataError
 
 Array = npt.NDArray[np.generic]
-
-QUANTILES = 9
-"""Quantiles per numeric column, from the minimum to the maximum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +52,6 @@ class Features:
     def columns(self) -> tuple[str, ...]:
         """Every column that is read, the label last."""
         return (*self.categorical, *self.numeric, *self.tensors, self.label)
-
-
-class Frozen(BaseModel):
-    """A frozen JSON value; unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Categorical(Frozen):
@@ -130,20 +126,23 @@ class Encoding(Frozen):
         return inputs
 
 
-def fit_encoding(features: Features, rows: pa.Table) -> Encoding:
-    """Learn vocabularies, means and standard deviations from the training rows.
+def fit_encoding(features: Features, statistics: Statistics) -> Encoding:
+    """Learn vocabularies, means, standard deviations and quantiles from the training rows.
 
     Vocabularies are sorted, so equal rows give an equal encoding whatever their order.
 
     Raises:
-        DataError: A column is missing, or a numeric column holds no finite value.
+        DataError: A column is missing or of a kind that cannot be encoded, has too many distinct
+            values for a vocabulary, or holds no finite value.
     """
+    for name in features.columns:
+        require_column(name, tuple(statistics.columns))
+    columns = statistics.columns
     return Encoding(
         categorical=tuple(
-            Categorical(column=c, vocabulary=_vocabulary(_column(rows, c), features.min_count))
-            for c in features.categorical
+            _vocabulary(c, columns[c], features.min_count) for c in features.categorical
         ),
-        numeric=tuple(_statistics(c, _column(rows, c)) for c in features.numeric),
+        numeric=tuple(_numeric(c, columns[c]) for c in features.numeric),
         folded=tuple(Folded(column=c, shape=shape) for c, shape in features.tensors.items()),
     )
 
@@ -177,12 +176,21 @@ def read_labels(rows: pa.Table, features: Features) -> npt.NDArray[np.int64]:
     return np.array(labels)  # Arrow owns the other copy and forbids writing
 
 
-def _column(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
-    if name not in rows.schema.names:
+def require_column(name: str, present: tuple[str, ...]) -> None:
+    """Refuse a table without a column that is needed.
+
+    Raises:
+        DataError: The column is missing.
+    """
+    if name not in present:
         raise DataError(
-            f"column {name!r} must be present; got {', '.join(rows.schema.names)}. "
+            f"column {name!r} must be present; got {', '.join(present)}. "
             "Add it to the data source or take it from the pipeline's features."
         )
+
+
+def _column(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
+    require_column(name, tuple(rows.schema.names))
     column = rows.column(name)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
@@ -191,11 +199,37 @@ def _strings(column: pa.Array) -> pa.Array:
     return column if pa.types.is_string(column.type) else column.cast(pa.string())
 
 
-def _vocabulary(column: pa.Array, min_count: int) -> tuple[str, ...]:
-    counts: Counter[Any] = Counter()
-    for item in pc.value_counts(_strings(column)):
-        counts[item["values"].as_py()] += item["counts"].as_py()
-    return tuple(sorted(v for v, n in counts.items() if v is not None and n >= min_count))
+def _vocabulary(name: str, column: ColumnStatistics, min_count: int) -> Categorical:
+    if column.values is None:
+        raise DataError(
+            f"categorical column {name!r} must hold strings, whole numbers, booleans or dates; got "
+            f"{column.kind}. Mend the data source, or read the column as a numeric feature."
+        )
+    if column.overflown:
+        raise DataError(
+            f"categorical column {name!r} must have at most {DISTINCT_VALUES:,} distinct values; "
+            f"its {column.count:,} values have more. Group them in the data source, or take the "
+            "column from the pipeline's features."
+        )
+    kept = sorted(value for value, count in column.values.items() if count >= min_count)
+    return Categorical(column=name, vocabulary=tuple(kept))
+
+
+def _numeric(name: str, column: ColumnStatistics) -> Numeric:
+    if column.non_finite is None:
+        raise DataError(
+            f"numeric column {name!r} must hold numbers; got {column.kind}. Mend the data source "
+            "or take the column from the pipeline's features."
+        )
+    if column.numbers is None:
+        raise DataError(
+            f"numeric column {name!r} must hold finite values; none of the "
+            f"{column.count + column.missing:,} training rows has one. Mend the data source or "
+            "take the column from the pipeline's features."
+        )
+    numbers = column.numbers
+    std = numbers.std if numbers.std > 0 else 1.0
+    return Numeric(column=name, mean=numbers.mean, std=std, quantiles=numbers.quantiles)
 
 
 def _codes(column: pa.Array, vocabulary: Iterable[str]) -> npt.NDArray[np.int64]:
@@ -206,14 +240,12 @@ def _codes(column: pa.Array, vocabulary: Iterable[str]) -> npt.NDArray[np.int64]
 
 def _floats(name: str, column: pa.Array) -> npt.NDArray[np.float32]:
     try:
-        floats = column.cast(pa.float32(), safe=False)  # large integers are rounded
+        return as_floats(column)
     except pa.ArrowException as error:
         raise DataError(
             f"numeric column {name!r} must hold numbers; got {column.type}: {error}. Mend the data "
             "source or take the column from the pipeline's features."
         ) from error
-    numbers: npt.NDArray[np.float32] = floats.fill_null(float("nan")).to_numpy(zero_copy_only=False)
-    return numbers
 
 
 def _fold(item: Folded, column: pa.Array) -> npt.NDArray[np.float32]:
@@ -227,30 +259,3 @@ def _fold(item: Folded, column: pa.Array) -> npt.NDArray[np.float32]:
         )
     numbers = _floats(item.column, column.flatten())
     return np.array(numbers).reshape(-1, *item.shape)  # Arrow's own memory forbids writing
-
-
-def _statistics(name: str, column: pa.Array) -> Numeric:
-    values = _floats(name, column).astype(np.float64)
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        raise DataError(
-            f"numeric column {name!r} must hold finite values; all {values.size} training rows are "
-            "missing. Mend the data source or take the column from the pipeline's features."
-        )
-    std = float(finite.std())
-    return Numeric(
-        column=name,
-        mean=float(finite.mean()),
-        std=std if std > 0 else 1.0,
-        quantiles=_quantiles(finite),
-    )
-
-
-def _quantiles(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
-    shares = np.linspace(0, 1, QUANTILES)
-    edges = np.unique(np.quantile(values, shares))
-    if len(edges) < QUANTILES:  # ties: spread the edges over the distinct values instead
-        edges = np.unique(np.r_[edges, np.quantile(np.unique(values), shares)])
-    if len(edges) == 1:
-        edges = np.r_[edges, edges + 1.0]
-    return tuple(float(edge) for edge in edges)

@@ -15,17 +15,22 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from components.contract import DataSource, Split
+from components.data.schema import RowSchema
 from components.digest import digest_file, digest_json
 from components.errors import DataError
 from components.state import exclusive, replace_folder
+
+if TYPE_CHECKING:
+    from pandera.pyarrow import Check
 
 LATE_MINUTES = 15
 WEATHER = (
@@ -43,6 +48,7 @@ PLANE = ("year", "type", "manufacturer", "engine", "engines", "seats")
 
 SCHEMA = pa.schema(
     [
+        pa.field("id", pa.int32(), nullable=False),
         pa.field("date", pa.date32(), nullable=False),
         pa.field("weekday", pa.string(), nullable=False),
         pa.field("sched_dep_minute", pa.int32(), nullable=False),
@@ -99,9 +105,9 @@ class FlightsSource(DataSource):
         self._folder = folder
         self._origin = origin
 
-    def schema(self) -> pa.Schema:
-        """Schedule, carrier, places, plane, weather, and the label ``late``."""
-        return SCHEMA
+    def schema(self) -> RowSchema:
+        """Place by date, schedule, carrier, places, plane, weather, and the label ``late``."""
+        return RowSchema(SCHEMA, checks=_checks(), key=("id",))
 
     def prepare(self) -> None:
         """Join the tables and write one Parquet file per month, unless that has been done."""
@@ -205,6 +211,37 @@ class FlightsSource(DataSource):
         )
 
 
+def _checks() -> dict[str, "list[Check]"]:
+    """What keeps values plausible; temperatures in Fahrenheit, winds in miles per hour."""
+    from pandera.pyarrow import Check
+
+    ranges = {
+        ("sched_dep_minute", "sched_arr_minute"): (0, 1440),
+        ("dest_lat",): (-90, 90),
+        ("dest_lon",): (-180, 180),
+        ("plane_age",): (0, 100),
+        ("engines",): (1, 8),
+        ("seats",): (1, 1000),
+        ("temp", "dewp"): (-100, 140),
+        ("humid",): (0, 100),
+        ("wind_dir",): (0, 360),
+        ("wind_speed", "wind_gust"): (0, 250),
+        ("precip",): (0, 20),
+        ("pressure",): (850, 1100),
+        ("visib",): (0, 10),
+    }
+    return {
+        **{name: [Check.in_range(*ends)] for names, ends in ranges.items() for name in names},
+        "id": [Check.ge(0)],
+        "weekday": [Check.isin(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"])],
+        "carrier": [Check.str_length(2, 2)],
+        "origin": [Check.isin(["EWR", "JFK", "LGA"])],
+        "dest": [Check.str_length(3, 3)],
+        "distance": [Check.gt(0)],
+        "late": [Check.isin([0, 1])],
+    }
+
+
 def _months_later(name: str, months: int) -> date:
     """The first day of the month that comes so many months after one written ``YYYY-MM``."""
     years, number = divmod(int(name[5:]) - 1 + months, 12)
@@ -293,12 +330,13 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 
 def join_tables(tables: Mapping[str, pa.Table]) -> tuple[pa.Table, pa.Array]:
-    """Join the tables in the order of the flights.
+    """Join the tables to the flights, by date and then in their own order.
 
     Returns:
         Rows in :data:`SCHEMA`, and the status of each: ``flown``, ``cancelled`` or ``diverted``.
     """
-    flights = tables["flights"].combine_chunks()
+    unsorted = tables["flights"].combine_chunks()
+    flights = unsorted.take(pc.sort_indices(_dates(unsorted)))  # a stable sort
     weather = _look_up(tables["weather"], _hour(tables["weather"]), _hour(flights), WEATHER)
     planes = _look_up(tables["planes"], tables["planes"]["tailnum"], flights["tailnum"], PLANE)
     places = _look_up(
@@ -306,6 +344,7 @@ def join_tables(tables: Mapping[str, pa.Table]) -> tuple[pa.Table, pa.Array]:
     )
     dates = _dates(flights)
     columns = {
+        "id": pa.chunked_array([np.arange(flights.num_rows)]),
         "date": dates,
         "weekday": pc.strftime(dates, format="%a"),
         "sched_dep_minute": _minutes(flights["sched_dep_time"]),

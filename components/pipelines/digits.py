@@ -62,7 +62,7 @@ class DigitsModel(Model):
 pipeline = Pipeline(
     name="digits",
     description="which digit does an 8x8 image show? (1,797 images, convolutional network)",
-    source=DigitsSource,
+    source=lambda at: DigitsSource(at.folder),
     features=Features(label="digit", classes=10, tensors={"image": (1, 8, 8)}),
     model=DigitsModel,
     loss=nn.functional.cross_entropy,

@@ -124,7 +124,7 @@ def flight_metrics(scored: Scored) -> dict[str, float]:
 pipeline = Pipeline(
     name="flights",
     description="will a flight arrive more than 15 minutes late? (336,776 flights, embeddings+MLP)",
-    source=FlightsSource,
+    source=lambda at: FlightsSource(at.folder),
     features=Features(
         label="late",
         classes=2,

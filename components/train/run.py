@@ -1,23 +1,29 @@
-"""A job's training from rows to files: weights, encoding and loss curve."""
+"""A job's training from a snapshot to files: weights, encoding and loss curve."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-import pyarrow as pa
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from components.contract import Arrays, Model, instantiate
-from components.data.encoding import Encoding, fit_encoding, read_labels
+from components.data.encoding import Encoding, fit_encoding
+from components.data.snapshot import Snapshot
+from components.data.statistics import Statistics
 from components.errors import ContractError, DataError
 from components.pipeline import Pipeline
 from components.state import write_atomic
+from components.train.checkpoint import Checkpoints, Epoch
 from components.train.config import TrainConfig
-from components.train.engine import Epoch, Trained, choose_device, reproducible, train_model
+from components.train.device import choose_device, memory_errors, reproducible
+from components.train.loop import SILENT, Reports, Trained, train_model
+from components.train.parallel import ALONE, Group
+from components.train.rows import open_feed
 
 
 @dataclass(frozen=True)
@@ -32,47 +38,89 @@ class TrainingFiles:
 def run_training(
     pipeline: Pipeline,
     config: TrainConfig,
-    rows: pa.Table,
-    folder: Path,
+    snapshot: Snapshot,
     *,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Trained, TrainingFiles]:
-    """Fit the encoding and the model on the training rows and write the results to ``folder``.
+    checkpoints: Checkpoints | None = None,
+    every_s: float = 60.0,
+    group: Group = ALONE,
+    reports: Reports = SILENT,
+) -> tuple[Trained, Encoding]:
+    """Fit the encoding and train the model on the snapshot's training rows.
+
+    Args:
+        pipeline: Gives features, model and loss.
+        config: Hyper-parameters.
+        snapshot: The rows.
+        checkpoints: Where to go on from, and where the state is kept.
+        every_s: Seconds between two checkpoints within an epoch.
+        group: The processes that train together.
+        reports: Whom to tell.
 
     Raises:
-        InfrastructureError: A GPU is required and absent; raised before any work.
+        InfrastructureError: A GPU is required and absent, raised before any work; or the device
+            has too little memory.
         DataError: The rows do not fit the features, or there are fewer than two.
-        ContractError: The model's class is incomplete, or takes other inputs than are encoded.
+        ContractError: The model's class is incomplete, takes other inputs than are encoded, or has
+            nothing to train.
         GateError: The loss stops being finite.
+        KeyboardInterrupt: ``reports.stop`` asked for it.
     """
-    choose_device(config)
-    if rows.num_rows < 2:
+    device = choose_device(config)
+    if snapshot.rows["train"] < 2:
         raise DataError(
             "training needs at least 2 rows, one to learn from and one to validate on; got "
-            f"{rows.num_rows}. Choose another as_of, or mend the data source."
+            f"{snapshot.rows['train']}. Choose another as_of, or mend the data source."
         )
-    encoding = fit_encoding(pipeline.features, rows)
-    inputs = to_tensors(encoding.encode(rows))
-    labels = torch.from_numpy(read_labels(rows, pipeline.features))
-    with reproducible(config):
+    encoding = fit_encoding(pipeline.features, snapshot.statistics)
+    with reproducible(config), memory_errors(config):
         model = build_model(pipeline, encoding, config)
+        if group.rank:  # the same weights everywhere, but dropout of its own
+            torch.manual_seed(config.seed + (group.rank << 32))
         trained = train_model(
             model,
             pipeline.loss,
-            inputs,
-            labels,
+            open_feed(snapshot, pipeline.features, encoding, config, device, group),
             config,
-            on_epoch=on_epoch,
-            on_progress=on_progress,
+            class_weights=class_weights(pipeline, config, snapshot.statistics),
+            checkpoints=checkpoints,
+            every_s=every_s,
+            group=group,
+            reports=reports,
         )
+    return trained, encoding
+
+
+def write_files(trained: Trained, encoding: Encoding, folder: Path) -> TrainingFiles:
+    """Write what training gave; equal weights give equal bytes."""
     files = TrainingFiles(
         folder / "weights.safetensors", folder / "encoding.json", folder / "loss_curve.png"
     )
     write_atomic(files.weights, save_tensors(trained.state))
     write_atomic(files.encoding, encoding.model_dump_json(indent=1).encode())
     write_atomic(files.loss_curve, plot_losses(trained.history, trained.best))
-    return trained, files
+    return files
+
+
+def class_weights(
+    pipeline: Pipeline, config: TrainConfig, statistics: Statistics
+) -> Tensor | None:
+    """How much a row of each class counts, float32 (classes,): all rows / (classes * its rows).
+
+    Raises:
+        DataError: A class has no training row.
+    """
+    if config.class_weights == "none":
+        return None
+    features = pipeline.features
+    counts = statistics.columns[features.label].values or {}
+    rows = [counts.get(str(label), 0) for label in range(features.classes)]
+    if 0 in rows:
+        raise DataError(
+            "class_weights=balanced needs training rows of every class; class "
+            f"{rows.index(0)} of {features.label!r} has none. Set class_weights=none, or choose "
+            "another as_of."
+        )
+    return torch.tensor([sum(rows) / (features.classes * count) for count in rows])
 
 
 def to_tensors(arrays: Arrays) -> tuple[Tensor, ...]:
@@ -81,10 +129,11 @@ def to_tensors(arrays: Arrays) -> tuple[Tensor, ...]:
 
 
 def build_model(pipeline: Pipeline, encoding: Encoding, config: TrainConfig) -> Model:
-    """A fresh model for an encoding.
+    """A fresh model for an encoding, with the pipeline's frozen parameters frozen.
 
     Raises:
-        ContractError: The class is incomplete, or its metadata names other inputs.
+        ContractError: The class is incomplete, its metadata names other inputs, or a pattern of
+            ``frozen`` matches no parameter or leaves none to train.
     """
     model = instantiate(pipeline.model, encoding, config)
     wanted, found = encoding.specs(), model.get_model_metadata().inputs
@@ -93,7 +142,22 @@ def build_model(pipeline: Pipeline, encoding: Encoding, config: TrainConfig) -> 
             f"{type(model).__name__}.get_model_metadata must declare the inputs that the features "
             f"encode, {[s.model_dump() for s in wanted]}; got {[s.model_dump() for s in found]}."
         )
+    _freeze(model, pipeline)
     return model
+
+
+def _freeze(model: Model, pipeline: Pipeline) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    idle = [p for p in pipeline.frozen if not any(fnmatchcase(name, p) for name in names)]
+    for name, parameter in model.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in pipeline.frozen):
+            parameter.requires_grad_(False)
+    if idle or not any(parameter.requires_grad for parameter in model.parameters()):
+        what = f"{', '.join(idle)} matches none" if idle else "none is left to train"
+        raise ContractError(
+            f"pipeline {pipeline.name!r}: frozen must name parameters of the model and leave some "
+            f"to train; {what} of {', '.join(names) or 'no parameters at all'}."
+        )
 
 
 def load_model(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import pyarrow as pa
 import torch
@@ -14,11 +15,12 @@ from components.errors import GateError
 from components.evaluate import score_rows
 from components.export.predictors import TorchPredictor
 from components.pipeline import Pipeline
+from components.train.objective import mean_loss
 from components.train.run import to_tensors
 from components.validate.contract import verify_contract
 from components.validate.contract_report import ContractReport
 from components.validate.gates import GatesReport, check_gates
-from components.validate.gradient_report import GradientReport, Verdict
+from components.validate.gradient_report import GradientReport, Verdict, Waiver, WaiverKind
 from components.validate.gradients import verify_gradients
 
 CONTRACT_ROWS = (8, 5, 3)
@@ -111,12 +113,22 @@ def _check_gradients(
     batches = gradient_batches(pipeline, encoding, train)
     try:
         report = verify_gradients(
-            model, _loss_of(pipeline), batches, seed=seed, waivers=pipeline.waivers
+            model, _loss_of(pipeline), batches, seed=seed, waivers=_waivers(pipeline, model)
         )
     except Exception as error:  # noqa: BLE001  the model's own code may raise anything
         what = f"{type(error).__name__}: {error}"
         return None, (f"forward and backward must run in float64; they raised {what}",)
     return report, ()
+
+
+def _waivers(pipeline: Pipeline, model: Model) -> tuple[Waiver, ...]:
+    """The declared waivers, and one for every parameter that the pipeline freezes by name."""
+    frozen = tuple(
+        Waiver(tensor=name, kind=WaiverKind.FROZEN, reason="declared in the pipeline's frozen")
+        for name, parameter in model.named_parameters()
+        if any(fnmatchcase(name, pattern) for pattern in pipeline.frozen)
+    )
+    return (*pipeline.waivers, *frozen)
 
 
 def _failing(report: GradientReport) -> str:
@@ -156,6 +168,6 @@ def _starts(rows: int, wanted: int) -> list[int]:
 def _loss_of(pipeline: Pipeline) -> Callable[[nn.Module, Batch], Tensor]:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         inputs, labels = batch
-        return pipeline.loss(model(*inputs), labels)
+        return mean_loss(pipeline.loss(model(*inputs), labels))
 
     return loss

@@ -48,7 +48,7 @@ class Nothing(Model):
         raise NotImplementedError
 
 
-def no_source(folder: Any) -> DataSource:
+def no_source(at: Any) -> DataSource:
     raise NotImplementedError
 
 

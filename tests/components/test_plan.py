@@ -31,17 +31,18 @@ SOURCE = textwrap.dedent(
     """
     import pyarrow as pa
     from components.contract import DataSource
+    from components.data.schema import RowSchema
 
     SCHEMA = pa.schema([pa.field("x", pa.float32()), pa.field("label", pa.int8(), nullable=False)])
 
     class Rows(DataSource):
         offset = 0.0
 
-        def __init__(self, folder):
-            self.folder = folder
+        def __init__(self, at):
+            self.folder = at.folder
 
         def schema(self):
-            return SCHEMA
+            return RowSchema(SCHEMA)
 
         def prepare(self):
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from components.contract import DataSource, Model, ModelMetadata, Split, TensorSpec
+from components.contract import (
+    DataSource,
+    Model,
+    ModelMetadata,
+    SourceContext,
+    Split,
+    TensorSpec,
+)
 from components.data.encoding import Encoding, Features
+from components.data.schema import RowSchema
 from components.metrics import class_metrics
 from components.pipeline import Pipeline, QualityGate
 from components.train.config import TrainConfig
@@ -30,14 +38,13 @@ ROWS = {"train": 300, "holdout": 100}
 class Synthetic(DataSource):
     """Label 1 where ``a + b > c``; ``fault`` spoils the rows in a way that its name says."""
 
-    def __init__(self, folder: Path, fault: str = "") -> None:
+    def __init__(self, at: SourceContext, fault: str = "") -> None:
         self._fault = fault
 
-    def schema(self) -> pa.Schema:
+    def schema(self) -> RowSchema:
         columns = COLUMNS[:-1] if self._fault == "no column" else COLUMNS
-        return pa.schema(
-            [*(pa.field(name, pa.float32()) for name in columns), pa.field("label", pa.int8())]
-        )
+        numbers = [pa.field(name, pa.float32()) for name in columns]
+        return RowSchema(pa.schema([*numbers, pa.field("label", pa.int8())]))
 
     def prepare(self) -> None:
         pass
@@ -54,7 +61,8 @@ class Synthetic(DataSource):
         if self._fault == "nan":
             values[:, 2] = np.nan
         columns = {**dict(zip(COLUMNS, values.T, strict=True)), "label": labels}
-        yield pa.record_batch({name: columns[name] for name in self.schema().names})
+        names = self.schema().names
+        yield pa.record_batch({name: columns[name] for name in names})
 
     def excluded(self, as_of: date) -> Mapping[str, int]:
         return {}

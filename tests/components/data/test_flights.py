@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from pandera.errors import SchemaError
+from pandera.pyarrow import Column, DataFrameSchema
 
 from components.data import flights
 from components.data.flights import (
@@ -31,7 +33,7 @@ Edit = Callable[[Path, bytes, bytes], None]
 def rows_of(source: FlightsSource, as_of: date = NEW_YEAR) -> pa.Table:
     """Both splits, in order."""
     batches = [b for split in ("train", "holdout") for b in source.batches(split, as_of)]
-    return pa.Table.from_batches(batches, schema=source.schema())
+    return pa.Table.from_batches(batches, schema=source.schema().arrow)
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -74,6 +76,53 @@ def test_rows_have_the_declared_schema_and_no_forbidden_null(sampled: Path) -> N
     assert rows.schema.equals(SCHEMA)
     nulls = {f.name: rows.column(f.name).null_count for f in SCHEMA if not f.nullable}
     assert not any(nulls.values()), nulls
+
+
+def test_the_year_keeps_the_declared_checks(whole_year: Path) -> None:
+    source = FlightsSource(whole_year)
+    rows, schema = rows_of(source), source.schema()
+    assert set(SCHEMA.names) - set(schema.checks) == {
+        "date",
+        "plane_type",
+        "manufacturer",
+        "engine",
+    }
+    columns = {
+        name: Column(SCHEMA.field(name).type, checks=list(checks), nullable=True)
+        for name, checks in schema.checks.items()
+    }
+    DataFrameSchema(columns).validate(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("id", -1),
+        ("origin", "ERW"),
+        ("carrier", "UAL"),
+        ("sched_arr_minute", 1441),
+        ("distance", 0.0),
+        ("humid", 100.5),
+        ("seats", 0.0),
+        ("wind_gust", -1.0),
+        ("late", 2),
+    ],
+)
+def test_a_value_outside_of_the_checks_is_seen(tmp_path: Path, name: str, value: object) -> None:
+    schema = FlightsSource(tmp_path).schema()
+    kind = SCHEMA.field(name).type
+    columns = {name: Column(kind, checks=list(schema.checks[name]))}
+    with pytest.raises(SchemaError, match="Check .* failed"):
+        DataFrameSchema(columns).validate(pa.table({name: pa.array([value], kind)}))
+
+
+def test_the_key_numbers_all_flights_by_date(whole_year: Path) -> None:
+    source = FlightsSource(whole_year)
+    assert source.schema().key == ("id",)
+    ids = rows_of(source).column("id").to_numpy()
+    assert (np.diff(ids) > 0).all()
+    assert ids[0] == 0
+    assert len(ids) < ids[-1] < 336_776, "cancelled flights have a place, too"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from components.contract import DataSource, Split
 from components.data.encoding import Features
 from components.data.flights import FlightsSource
 from components.data.rows import load_dataset, load_rows
+from components.data.schema import RowSchema
 from components.errors import DataError
 
 DAY = date(2014, 1, 1)
@@ -53,8 +54,8 @@ class Listed(DataSource):
         self._rows = {"train": rows[:boundary], "holdout": rows[boundary:]}
         self._chunk, self._schema, self._declared = chunk, schema, declared
 
-    def schema(self) -> pa.Schema:
-        return self._declared
+    def schema(self) -> RowSchema:
+        return RowSchema(self._declared)
 
     def prepare(self) -> None:
         pass

@@ -1,0 +1,40 @@
+"""Hooks of the optimiser: clipping, and the telemetry of gradients."""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+MEASURE_EVERY = 50
+
+
+@final
+class GradientNorm:
+    """Measures the norm of the whole gradient just before a step, and clips it where asked to.
+
+    Without clipping it measures every :data:`MEASURE_EVERY` th step only. Register it with
+    ``optimizer.register_step_pre_hook``. ``measured`` holds norms as tensors on the device, so that
+    a GPU is not waited for; whoever reads them empties it.
+
+    Args:
+        parameters: Whose gradients are meant.
+        largest: The norm above which gradients are scaled down to it; 0 never scales.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], largest: float) -> None:
+        self._parameters = parameters
+        self._largest = largest
+        self.step = 0
+        self.measured: list[Tensor] = []
+
+    @torch.no_grad()
+    def __call__(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+        """Measure and clip."""
+        if not self._largest and self.step % MEASURE_EVERY:
+            return
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
+        if self._largest:
+            clip_grads_with_norm_(self._parameters, self._largest, norm)
+        self.measured.append(norm)

@@ -1,0 +1,84 @@
+"""A snapshot's training rows as tensors: all at once, or by row number from chunks."""
+
+import itertools
+from typing import final
+
+import numpy as np
+import torch
+
+from components.data.chunks import CHUNK_ROWS
+from components.data.encoding import Encoding, Features, read_labels
+from components.data.snapshot import Snapshot
+from components.train.config import TrainConfig
+from components.train.feed import Feed, Tensors, resident_feed
+from components.train.order import Order, Partition, Rows
+from components.train.parallel import Group
+
+
+def open_feed(
+    snapshot: Snapshot,
+    features: Features,
+    encoding: Encoding,
+    config: TrainConfig,
+    device: torch.device,
+    group: Group,
+) -> Feed:
+    """Batches of this process, from memory if the rows are few enough, else streamed.
+
+    Raises:
+        DataError: The snapshot is damaged.
+    """
+    rows = snapshot.rows["train"]
+    partition = Partition(rows, config.seed, config.validation_fraction, config.validation_rows)
+    order = Order(partition, config.batch_size, config.parts)
+    per_worker = config.parts // group.world
+    shards = range(group.rank * per_worker, (group.rank + 1) * per_worker)
+    reader = ChunkReader(snapshot, features, encoding)
+    if rows <= config.memory_rows:
+        return resident_feed(reader.everything(), order, device, shards)
+    return Feed(order, reader.read, device, shards, ahead=True)
+
+
+@final
+class ChunkReader:
+    """Reads rows of the training split chunk by chunk, and encodes only those that are asked for.
+
+    Args:
+        snapshot: Where the rows lie.
+        features: Names the label.
+        encoding: How rows become inputs.
+    """
+
+    def __init__(self, snapshot: Snapshot, features: Features, encoding: Encoding) -> None:
+        self._snapshot = snapshot
+        self._features = features
+        self._encoding = encoding
+
+    def everything(self) -> Tensors:
+        """All rows, in their order."""
+        chunks = range(self._snapshot.chunks("train"))
+        return _joined([self._encoded(chunk) for chunk in chunks])
+
+    def read(self, rows: Rows) -> Tensors:
+        """Rows by number, in the order asked for; every chunk is read once."""
+        arrangement = np.argsort(rows, kind="stable")
+        ordered = rows[arrangement]
+        chunks = np.unique(ordered // CHUNK_ROWS)
+        edges = np.searchsorted(ordered, [*(chunks * CHUNK_ROWS), rows.max(initial=-1) + 1])
+        parts = [
+            self._encoded(int(chunk), ordered[first:last] - chunk * CHUNK_ROWS)
+            for chunk, (first, last) in zip(chunks, itertools.pairwise(edges), strict=True)
+        ]
+        back = torch.from_numpy(np.argsort(arrangement, kind="stable"))
+        return [tensor.index_select(0, back) for tensor in _joined(parts)]
+
+    def _encoded(self, chunk: int, offsets: Rows | None = None) -> Tensors:
+        table = self._snapshot.chunk("train", chunk, columns=list(self._features.columns))
+        if offsets is not None:
+            table = table.take(offsets)
+        arrays = [*self._encoding.encode(table).values(), read_labels(table, self._features)]
+        return [torch.from_numpy(array) for array in arrays]
+
+
+def _joined(parts: list[Tensors]) -> Tensors:
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
