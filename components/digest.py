@@ -6,8 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from components.errors import DataError
 
 _CHUNK = 1 << 20
 
@@ -57,30 +61,36 @@ class RowDigest:
         self._marks.append(self.rows)
 
     def update(self, batch: pa.RecordBatch) -> None:
-        """Add a batch; every batch must have the same columns."""
+        """Add a batch; every batch must have the same columns.
+
+        Raises:
+            DataError: A column is of a type that has no digest.
+        """
         self.rows += batch.num_rows
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            if pa.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
             self._update_column(name, column)
 
     def _update_column(self, name: str, column: pa.Array) -> None:
-        kind = str(column.type).replace("large_", "")
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
         if name not in self._columns:
+            kind = str(column.type).replace("large_", "")
             parts = (hashlib.sha256(), hashlib.sha256(), hashlib.sha256())
             self._columns[name] = (kind, *parts)
         _, validity, lengths, values = self._columns[name]
         validity.update(pc.is_valid(column).cast(pa.uint8()).to_numpy(zero_copy_only=False))
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            filled = column.fill_null("")
-            lengths.update(pc.binary_length(filled).cast(pa.int64()).to_numpy())
-            values.update("".join(filled.to_pylist()).encode())
+        if _is_text(column.type):
+            sizes, content = _text(column)
+            lengths.update(sizes)
+            values.update(content)
         elif pa.types.is_fixed_size_list(column.type):
-            values.update(column.flatten().to_numpy(zero_copy_only=False).tobytes())
+            self._update_column(f"{name}[]", column.flatten())
+        elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            sizes = pc.fill_null(pc.list_value_length(column).cast(pa.int64()), 0)
+            lengths.update(sizes.to_numpy(zero_copy_only=False))
+            self._update_column(f"{name}[]", column.flatten())
         else:
-            number = column.view(f"int{column.type.bit_width}") if _is_time(column.type) else column
-            zero = pa.scalar(0).cast(number.type)
-            values.update(number.fill_null(zero).to_numpy(zero_copy_only=False).tobytes())
+            values.update(_fixed_width(name, column))
 
     def hexdigest(self) -> str:
         """Hex sha256 of all rows seen so far."""
@@ -91,5 +101,47 @@ class RowDigest:
         return digest_json([self.rows, self._marks, columns])
 
 
-def _is_time(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_temporal(kind))
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+    )
+    return any(test(kind) for test in tests)
+
+
+def _text(column: pa.Array) -> tuple[npt.NDArray[np.int64], memoryview]:
+    """Lengths and bytes of all values in a row, straight from Arrow's buffers."""
+    large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
+    if column.null_count:  # the slot of a missing value may hold bytes
+        column = pc.fill_null(column, pa.scalar("").cast(column.type))
+    if not len(column):
+        return np.empty(0, np.int64), memoryview(b"")
+    _, offsets, content = column.buffers()
+    ends = np.frombuffer(offsets, np.int64 if large else np.int32, len(column) + 1 + column.offset)
+    ends = ends[column.offset :].astype(np.int64)
+    return np.diff(ends), memoryview(content or b"")[int(ends[0]) : int(ends[-1])]
+
+
+def _fixed_width(name: str, column: pa.Array) -> Any:
+    """Values of one width, each missing one as zero."""
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        column, kind = column.cast(pa.uint8()), pa.uint8()
+    try:
+        width = kind.bit_width // 8
+    except ValueError:
+        raise DataError(
+            f"column {name!r} must be of a type whose rows can be digested: numbers, text, times "
+            f"or lists of these; got {kind}. Change it in the data source."
+        ) from None
+    if not len(column):
+        return b""
+    start = column.offset * width
+    content = memoryview(column.buffers()[1])[start : start + len(column) * width]
+    if not column.null_count:
+        return content
+    rows = np.frombuffer(content, np.uint8).reshape(len(column), width).copy()
+    rows[pc.is_null(column).to_numpy(zero_copy_only=False)] = 0
+    return rows

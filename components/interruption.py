@@ -6,8 +6,11 @@ on as if nobody had asked it to stop. So the interrupt is raised again, once a s
 somebody says that it has arrived.
 """
 
+import contextlib
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -37,6 +40,37 @@ def reclaim_signals() -> None:
 def interrupt_received() -> None:
     """Stop repeating; cleaning up is not to be interrupted. Does nothing if nobody interrupted."""
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Hold back the first SIGTERM or SIGINT until the block ends; gives a function that sees it.
+
+    So work can come to a point where it may be stopped. A second signal is not held back. Outside
+    of the main thread, where Python delivers no signals, nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    arrived: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        restore()
+        arrived.append(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        restore()
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:

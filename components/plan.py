@@ -12,13 +12,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from components.contract import DataSource, SourceContext, instantiate
-from components.data.rows import load_dataset
+from components.data.snapshot import Snapshot, open_snapshot
+from components.data.take import take_snapshot
 from components.digest import digest_json, digest_sources
-from components.errors import ConfigError
+from components.errors import ConfigError, DataError
 from components.pipeline import Pipeline
 from components.records import Job
 from components.settings import Settings, describe_validation
 from components.state import data_folder
+from components.storage import Storage
 from components.train.config import TrainConfig
 
 _ENGINES = ("torch", "onnx", "onnxscript", "numpy")
@@ -63,6 +65,40 @@ def open_source(pipeline: Pipeline, settings: Settings) -> DataSource:
     return instantiate(pipeline.source, SourceContext(folder, settings.database_url))
 
 
+def open_snapshots(pipeline: Pipeline, settings: Settings) -> Storage:
+    """Where the snapshots of a pipeline lie.
+
+    Raises:
+        ConfigError: ``ASSAY_SNAPSHOT_ROOT`` cannot be opened.
+    """
+    root = settings.snapshot_root or data_folder(settings.root)
+    return Storage(root).below(f"{pipeline.name}/snapshots")
+
+
+def open_data(pipeline: Pipeline, settings: Settings, job: Job) -> Snapshot:
+    """The rows that a job was planned with; where they are not stored, the source gives them again.
+
+    Raises:
+        DataError: The rows of the job's window are not the planned ones, or are damaged.
+        InfrastructureError: A snapshot cannot be written.
+    """
+    storage = open_snapshots(pipeline, settings)
+    stored = open_snapshot(storage, job.data_fingerprint)
+    if stored is not None:
+        return stored
+    source = open_source(pipeline, settings)
+    source.prepare()
+    taken = take_snapshot(source, pipeline.features, job.as_of, storage)
+    if taken.fingerprint != job.data_fingerprint:
+        raise DataError(
+            f"every stage must see the planned rows, with fingerprint {job.data_fingerprint}; the "
+            f"rows of {job.window} now have {taken.fingerprint}: the data of this window has "
+            "changed since the run was planned, or this worker sees other data. Start a new run, "
+            "or share snapshots between workers with ASSAY_SNAPSHOT_ROOT."
+        )
+    return taken
+
+
 def plan_job(
     pipeline: Pipeline,
     settings: Settings,
@@ -72,18 +108,18 @@ def plan_job(
     assignments: Iterable[str] = (),
     force_token: str = "",
 ) -> Job:
-    """Prepare and digest the data, the code and the configuration of a run.
+    """Take a snapshot of the data, and digest the code and the configuration of a run.
 
     Raises:
         ConfigError: A setting is unknown or ill-typed.
-        DataError: The window has no rows, or the data is corrupt.
+        DataError: The window has no rows, or the data is corrupt or breaks its schema.
         ContractError: The data source or the model is incomplete.
     """
     config = resolve_config(pipeline, seed, assignments)
     source = open_source(pipeline, settings)
     source.prepare()
     window = source.window(as_of)
-    dataset = load_dataset(source, as_of, pipeline.features)
+    snapshot = take_snapshot(source, pipeline.features, as_of, open_snapshots(pipeline, settings))
     values = config.model_dump(mode="json")
     return Job(
         pipeline=pipeline.name,
@@ -91,11 +127,11 @@ def plan_job(
         window=window,
         seed=config.seed,
         config=values,
-        data_fingerprint=dataset.fingerprint,
+        data_fingerprint=snapshot.fingerprint,
         code_digest=code_digest(pipeline),
         code_revision=code_revision(pipeline),
         config_digest=digest_json(values),
-        rows={"train": dataset.train.num_rows, "holdout": dataset.holdout.num_rows},
+        rows=dict(snapshot.rows),
         excluded=dict(source.excluded(as_of)),
         force_token=force_token,
     )

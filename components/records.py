@@ -75,6 +75,7 @@ class TrainedModel(Record):
     weights: Artifact
     encoding: Artifact
     device: str
+    environment: dict[str, str]
     epochs: int
     best_epoch: int
     train_loss: float

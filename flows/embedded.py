@@ -11,7 +11,7 @@ from components.errors import GateError
 from components.pipeline import Pipeline, load_pipeline
 from components.plan import DEFAULT_AS_OF, resolve_config
 from components.settings import Settings
-from components.train.engine import choose_device
+from components.train.device import choose_device
 from flows.request import Request
 from flows.retrain import retrain
 from flows.summary import RunSummary, summarise, summarise_rejection

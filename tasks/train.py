@@ -1,14 +1,23 @@
 """Train: rows to weights."""
 
+import time
+from collections.abc import Sequence
+from typing import final
+
 from prefect import task
 
-from components.data.rows import load_rows
+from components.data.profile import draw_profile, profile_json
+from components.interruption import deferred_signals
 from components.pipeline import load_pipeline
-from components.plan import open_source
+from components.plan import open_data
 from components.records import Job, TrainedModel
-from components.train.engine import Epoch, choose_device
-from components.train.run import run_training
-from tasks.progress import progress_bar
+from components.train.checkpoint import Epoch
+from components.train.device import choose_device
+from components.train.environment import training_environment
+from components.train.loop import Reports
+from components.train.run import run_training, write_files
+from tasks.checkpoints import job_checkpoints
+from tasks.progress import TrainingProgress, progress_bar
 from tasks.runtime import Workspace, keyed, stage
 
 
@@ -25,29 +34,41 @@ def train(job: Job) -> TrainedModel:
         InfrastructureError: A GPU is required and absent, or MLflow cannot be used.
         GateError: The loss stopped being finite.
     """
+    return train_here(job)
+
+
+def train_here(job: Job) -> TrainedModel:
+    """Train in this process, from the job's last checkpoint if there is one."""
     pipeline = load_pipeline(job.pipeline)
     config = type(pipeline.config).model_validate(job.config)
     choose_device(config)
     with stage("train", job) as space:
-        source = open_source(pipeline, space.settings.root)
-        source.prepare()
-        rows = load_rows(source, "train", job.as_of, pipeline.features)
+        snapshot = open_data(pipeline, space.settings, job)
         space.run_id = _start_run(space, job)
-        with progress_bar(config.epochs) as bar:
-
-            def on_epoch(epoch: Epoch) -> None:
-                losses = {"train_loss": epoch.train_loss, "validation_loss": epoch.validation_loss}
-                space.tracking.log_metrics(space.run_id, losses, step=epoch.number)
-                bar.epoch(epoch, space.log)
-
-            trained, files = run_training(
+        space.put("profile.json", profile_json(snapshot))
+        space.put("profile.png", draw_profile(snapshot))
+        checkpoints = job_checkpoints(space.settings, job, space.log.warning)
+        with progress_bar(pipeline.name, config.epochs) as bar, deferred_signals() as stop:
+            watch = _Watch(space, bar, job.rows["train"])
+            trained, encoding = run_training(
                 pipeline,
                 config,
-                rows,
-                space.folder,
-                on_epoch=on_epoch,
-                on_progress=bar.steps,
+                snapshot,
+                checkpoints=checkpoints,
+                every_s=space.settings.checkpoint_every_s,
+                reports=Reports(
+                    epoch=watch.epoch,
+                    resumed=watch.resumed,
+                    steps=bar.steps,
+                    warn=space.log.warning,
+                    stop=stop,
+                ),
             )
+            bar.end()
+        if trained.resumed:
+            epoch, step = trained.resumed
+            space.tracking.tag(space.run_id, {"resumed_at": f"epoch {epoch}, step {step}"})
+        files = write_files(trained, encoding, space.folder)
         space.upload(files.loss_curve)
         return space.keep(
             TrainedModel(
@@ -56,6 +77,7 @@ def train(job: Job) -> TrainedModel:
                 weights=space.upload(files.weights),
                 encoding=space.upload(files.encoding),
                 device=trained.device,
+                environment=training_environment(trained.device),
                 epochs=len(trained.history),
                 best_epoch=trained.best.number,
                 train_loss=trained.best.train_loss,
@@ -63,6 +85,35 @@ def train(job: Job) -> TrainedModel:
                 stage=space.ended(),
             )
         )
+
+
+@final
+class _Watch:
+    """Sends every epoch to MLflow and to whoever looks on."""
+
+    def __init__(self, space: Workspace, bar: TrainingProgress, rows: int) -> None:
+        self._space = space
+        self._bar = bar
+        self._rows = rows
+        self._began = time.perf_counter()
+
+    def epoch(self, epoch: Epoch) -> None:
+        """An epoch has ended."""
+        now = time.perf_counter()
+        speed = {"rows_per_second": self._rows / (now - self._began)}
+        self._began = now
+        self._log(epoch, speed)
+        self._bar.epoch(epoch, self._space.log)
+
+    def resumed(self, history: Sequence[Epoch]) -> None:
+        """These epochs were trained by a process that is gone; this MLflow run shows them too."""
+        self._space.log.info("Training goes on after epoch %d", len(history))
+        for epoch in history:
+            self._log(epoch, {})
+
+    def _log(self, epoch: Epoch, more: dict[str, float]) -> None:
+        values = epoch.model_dump(exclude={"number"})
+        self._space.tracking.log_metrics(self._space.run_id, values | more, step=epoch.number)
 
 
 def _start_run(space: Workspace, job: Job) -> str:

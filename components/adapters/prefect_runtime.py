@@ -4,7 +4,10 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, final
+from uuid import UUID
+
+import httpx
 
 from components.errors import AssayError, ConfigError
 from components.interruption import reclaim_signals
@@ -105,6 +108,39 @@ def publish_markdown(key: str, markdown: str, description: str) -> None:
     if FlowRunContext.get() is None and TaskRunContext.get() is None:
         return
     create_markdown_artifact(key=key, markdown=markdown, description=description)
+
+
+@final
+class ProgressArtifact:
+    """A progress bar on the page of the current run, made when it is first shown.
+
+    Progress is a convenience: a server that refuses it costs the bar, not the run.
+    """
+
+    def __init__(self, key: str, description: str) -> None:
+        self._key = key
+        self._description = description
+        self._id: UUID | None = None
+        self._refused = False
+
+    def show(self, percent: float) -> None:
+        """Set the bar to a percentage; outside of runs there is nothing to show it."""
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+        from prefect.context import TaskRunContext
+        from prefect.exceptions import PrefectException
+
+        if TaskRunContext.get() is None or self._refused:
+            return
+        try:
+            if self._id is None:
+                made = create_progress_artifact(percent, self._key, self._description)
+                assert isinstance(made, UUID), "outside of a coroutine, it is synchronous"
+                self._id = made
+            else:
+                update_progress_artifact(self._id, percent)
+        except (httpx.HTTPError, PrefectException) as error:
+            self._refused = True
+            run_logger().warning("Prefect does not take the progress of training: %s", error)
 
 
 def publish_rejection(stage: str, failures: Sequence[str]) -> None:

@@ -69,7 +69,9 @@ class Feed:
                 kept = [t[begin - here :] for t in tensors]
                 fresh, at = next(windows)
                 fresh = [t[max(0, begin - at) :] for t in fresh]
-                tensors = [torch.cat(p) if len(p[0]) else p[1] for p in zip(kept, fresh, strict=True)]
+                tensors = [
+                    torch.cat(p) if len(p[0]) else p[1] for p in zip(kept, fresh, strict=True)
+                ]
                 here, last = begin, max(begin, at) + len(fresh[0])
             yield [t[begin - here : end - here] for t in tensors]
 

@@ -98,8 +98,8 @@ class Objective:
             *inputs, labels = (tensor[start : start + _EVALUATION_ROWS] for tensor in rows)
             losses = self._loss(model(*inputs), labels)
             total += float(self._reduce(losses, labels, 1))
-            weighted = self._weights is not None
-            weight += float(self._weights[labels].sum()) if weighted else len(labels)
+            weights = self._weights
+            weight += len(labels) if weights is None else float(weights[labels].sum())
         return total / weight
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:

@@ -101,9 +101,7 @@ def write_files(trained: Trained, encoding: Encoding, folder: Path) -> TrainingF
     return files
 
 
-def class_weights(
-    pipeline: Pipeline, config: TrainConfig, statistics: Statistics
-) -> Tensor | None:
+def class_weights(pipeline: Pipeline, config: TrainConfig, statistics: Statistics) -> Tensor | None:
     """How much a row of each class counts, float32 (classes,): all rows / (classes * its rows).
 
     Raises:

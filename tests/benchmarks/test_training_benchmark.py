@@ -1,0 +1,139 @@
+"""The training benchmark runs, and refuses a contender that does not do the work."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HEADER = "| case | device | contender | samples/s | ratio to plain loop | spread |"
+LIBRARIES = {
+    "accelerate": "accelerate",
+    "skorch": "skorch",
+    "pytorch-lightning": "pytorch_lightning",
+}
+OURS = ("plain loop", "assay", "DataLoader loop")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+WITH_AN_IDLER = """
+import contenders, training
+
+def idle(case, laps, epochs):
+    for _ in range(epochs):
+        laps.lap()
+    return case.build(laps.device)
+
+contenders.CONTENDERS["idler"] = idle
+for name in contenders.LIBRARIES:
+    del contenders.CONTENDERS[name]
+training.main()
+"""
+
+WITHOUT_LIBRARIES = """
+import contenders, training
+contenders.LIBRARIES = {name: "absent_" + name.replace("-", "_") for name in contenders.LIBRARIES}
+training.main()
+"""
+
+WITHOUT_VENDORS = """
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("mlflow", "prefect", "ray"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import training
+training.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the prepared rows are kept from one run to the next."""
+    return tmp_path_factory.mktemp("rows")
+
+
+@pytest.fixture
+def run(checkout: Path, rows: Path) -> Run:
+    """Run the benchmark at its smallest, as a script or from a program that changes it."""
+
+    def start(*options: str, program: str = "") -> "subprocess.CompletedProcess[str]":
+        script = ["-c", program] if program else [str(checkout / "benchmarks" / "training.py")]
+        path = [str(checkout), str(checkout / "benchmarks")] if program else [str(checkout)]
+        return subprocess.run(
+            [sys.executable, *script, "--quick", "--rounds", "1", "--data", str(rows), *options],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return start
+
+
+def contenders(out: str) -> list[tuple[str, str]]:
+    """Case and contender of every row of the first table."""
+    lines = out.splitlines()
+    body = lines[lines.index(HEADER) + 2 :]
+    table = body[: body.index("")]
+    return [
+        (cells[1], cells[3]) for cells in ([c.strip() for c in row.split("|")] for row in table)
+    ]
+
+
+def test_every_installed_contender_has_a_row_and_learns(run: Run, tmp_path: Path) -> None:
+    from importlib.util import find_spec
+
+    path = tmp_path / "figures.json"
+    done = run("--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    installed = [name for name, module in LIBRARIES.items() if find_spec(module)]
+    here = {(case, name) for case in ("digits-MLP", "flights") for name in (*OURS, *installed)}
+    assert set(contenders(done.stdout)) >= here
+    for name in set(LIBRARIES) - set(installed):
+        assert f"{name}: not installed" in done.stdout.splitlines()
+    assert "\nAim (assay at least 1.3 times the plain loop, ahead of every other): " in done.stdout
+    figures = json.loads(path.read_bytes())
+    assert {(r["case"], r["contender"]) for r in figures["results"]} >= here
+    assert figures["threads"] == 1
+    assert figures["devices"]["cpu"]["bandwidth"] > 0
+    for result in figures["results"]:
+        assert result["speed"] > 0
+        assert max(result["losses"]) < (2.0 if result["case"] == "digits-MLP" else 0.69), result
+    assert all(row["floor_seconds"] > 0 for row in figures["floors"])
+
+
+def test_a_contender_that_does_nothing_is_refused(run: Run) -> None:
+    done = run("--cases", "digits", program=WITH_AN_IDLER)
+    assert done.returncode == 1
+    assert (
+        "contenders that did not do the work:\ndigits-MLP on cpu: idler must bring" in done.stderr
+    )
+    assert "Aim" not in done.stdout
+
+
+def test_libraries_that_are_not_installed_are_named(run: Run) -> None:
+    done = run("--cases", "digits", program=WITHOUT_LIBRARIES)
+    assert done.returncode == 0, done.stderr
+    for name in LIBRARIES:
+        assert f"{name}: not installed" in done.stdout.splitlines()
+    assert {name for _, name in contenders(done.stdout)} >= set(OURS)
+    assert not {name for _, name in contenders(done.stdout)} & set(LIBRARIES)
+
+
+def test_it_runs_where_no_vendor_is_installed(run: Run) -> None:
+    program = WITHOUT_VENDORS.replace("training.main()", WITHOUT_LIBRARIES)
+    done = run(program=program)
+    assert done.returncode == 0, done.stderr
+    assert ("flights", "assay") in contenders(done.stdout)
+
+
+@pytest.mark.parametrize("options", [("--cases", "cats"), ("--rounds", "0"), ("--epochs", "-1")])
+def test_wrong_options_are_refused(run: Run, options: tuple[str, str]) -> None:
+    assert run(*options).returncode == 2
