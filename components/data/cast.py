@@ -6,7 +6,7 @@ there every value must be one of the declared type (:func:`from_rows`).
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -153,24 +153,22 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         kinds = kinds - {Decimal} | {float}
     if len(kinds) > 1 and not kinds <= {int, float}:
         raise TypeError  # Arrow would make dates of dates and times
-    found = pa.array(values, kind if _takes_lists(kind) else None)
+    found = pa.array(values, kind if _is_list(kind) else None)
     if pa.types.is_boolean(kind) and pa.types.is_integer(found.type):
         return _booleans(found)
-    if _is_text(found.type) and (pa.types.is_temporal(kind)):
-        return found.cast(kind)
     if pa.types.is_floating(kind) and _is_number(found.type):
         return _floats(found, kind)
-    if pa.types.is_integer(found.type) and pa.types.is_integer(kind):
-        return found.cast(kind)
-    if pa.types.is_decimal(found.type) and pa.types.is_decimal(kind):
-        return found.cast(kind)
-    if not widens(found.type, kind):
+    if not (widens(found.type, kind) or _may_fit(found.type, kind)):
         raise TypeError
     return found.cast(kind)
 
 
-def _takes_lists(kind: pa.DataType) -> bool:
-    return _is_list(kind) or _is_binary(kind)
+def _may_fit(found: pa.DataType, declared: pa.DataType) -> bool:
+    """Whether Arrow's cast takes the values that fit, and refuses the others."""
+    if _is_text(found):
+        return bool(pa.types.is_date32(declared) or pa.types.is_timestamp(declared))
+    families = (pa.types.is_integer, pa.types.is_decimal)
+    return any(family(found) and family(declared) for family in families)
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -187,11 +185,10 @@ def _floats(found: pa.Array, kind: pa.DataType) -> pa.Array:
     """The nearest floats; integers must be exact, and nothing may become infinite."""
     nearest = found.cast(kind, safe=False)
     if pa.types.is_integer(found.type):
-        if not pc.all(pc.equal(nearest.cast(pa.float64()), found.cast(pa.float64()))).as_py() is False:
-            return nearest
-        raise ValueError("an integer is too long to be exact")
-    same = pc.equal(pc.is_inf(nearest), pc.is_inf(found))
-    if pc.all(same).as_py() is False:
+        again = nearest.cast(pa.float64()).cast(found.type, safe=False)
+        if pc.all(pc.equal(again, found)).as_py() is False:
+            raise ValueError("an integer is too long to be exact")
+    elif pc.all(pc.equal(pc.is_inf(nearest), pc.is_inf(found))).as_py() is False:
         raise ValueError("a number is too large")
     return nearest
 
@@ -210,11 +207,3 @@ def _reason(values: Sequence[Any], error: Exception) -> str:
 def _short(value: object) -> str:
     text = value.isoformat() if isinstance(value, date | datetime) else repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def number_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Each batch with the number of its first row, from 1."""
-    first = 1
-    for batch in batches:
-        yield first, batch
-        first += batch.num_rows

@@ -20,6 +20,9 @@ from components.errors import DataError
 
 MOST_SHOWN = 5
 """Offending rows that are shown per rule."""
+_CHECKED_TOGETHER = 8
+"""Chunks per call of pandera, whose own cost per call is that of many rows; fewer if large."""
+_LARGE_BYTES = 1 << 26
 
 Mask = npt.NDArray[np.bool_]
 
@@ -52,6 +55,7 @@ class QualityCheck:
         self._faults: dict[tuple[Split, str], _Fault] = {}
         self._totals: dict[Split, int] = {}
         self._failures: list[str] = []
+        self._unchecked: list[pa.Table] = []
 
     @property
     def passed(self) -> bool:
@@ -88,13 +92,18 @@ class QualityCheck:
                 missing = _bools(pc.is_null(column, nan_is_null=True))
                 self._note(f"{item.name!r} must have a value", missing, column, start)
         if self._pandera is not None:
-            self._check_values(chunk, start)
+            self._unchecked.append(chunk.select(list(self._schema.checks)))
+            size = sum(rows.nbytes for rows in self._unchecked)
+            if len(self._unchecked) == _CHECKED_TOGETHER or size > _LARGE_BYTES:
+                self._check_values()
         if self._schema.key:
             self._check_key(chunk.select(list(self._schema.key)), start)
         self._check_label(chunk.column(self._features.label), start)
 
     def end(self) -> None:
         """End the split."""
+        if self._unchecked:
+            self._check_values()
         if self._cut:
             return
         if not self._totals[self._split]:
@@ -138,10 +147,13 @@ class QualityCheck:
         for place in places[: MOST_SHOWN - len(fault.shown)].tolist():
             fault.shown.append(f"row {start + place} has {_short(column[place].as_py())}")
 
-    def _check_values(self, chunk: pa.Table, start: int) -> None:
+    def _check_values(self) -> None:
         from pandera.errors import SchemaErrors
 
-        rows = _without_nan(chunk.select(list(self._schema.checks)))
+        chunk = pa.concat_tables(self._unchecked)
+        self._unchecked = []
+        start = self._totals[self._split] - len(chunk)
+        rows = _without_nan(chunk)
         try:
             self._pandera.validate(rows, lazy=True)
         except SchemaErrors as errors:

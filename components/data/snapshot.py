@@ -39,7 +39,7 @@ class Snapshot:
 
     def __init__(self, storage: Storage, manifest: Manifest) -> None:
         self._storage = storage
-        self._manifest = manifest
+        self.manifest = manifest
         self._files = {split: _File(storage, split) for split in SPLITS}
         self.fingerprint = manifest.fingerprint
         self.rows: Mapping[Split, int] = {s: manifest.files[s].rows for s in SPLITS}
@@ -50,12 +50,16 @@ class Snapshot:
     @property
     def statistics(self) -> Statistics:
         """Of the training rows."""
-        return self._manifest.statistics["train"]
+        return self.manifest.statistics["train"]
 
     @property
     def holdout_statistics(self) -> Statistics:
         """Of the held-out rows."""
-        return self._manifest.statistics["holdout"]
+        return self.manifest.statistics["holdout"]
+
+    def trail(self, split: Split) -> tuple[str, ...]:
+        """Digest of all rows up to the end of each chunk, those of earlier splits included."""
+        return self.manifest.files[split].trail
 
     def chunks(self, split: Split) -> int:
         """How many chunks a split has; each but the last has ``CHUNK_ROWS`` rows."""

@@ -1,7 +1,7 @@
 """How a snapshot lies on disk: its manifest, its writing, and the proof that it is intact."""
 
 import hashlib
-import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +21,8 @@ from components.storage import Storage
 
 SPLITS: tuple[Split, ...] = ("train", "holdout")
 MANIFEST = "manifest.json"
+FORMAT = 1
+"""Raise it when what is stored changes, or how statistics are computed."""
 _TAIL = 8
 """Bytes at the end of a Parquet file: the length of its footer, and ``PAR1``."""
 
@@ -46,6 +48,7 @@ class FileEntry(Frozen):
 class Manifest(Frozen):
     """What a snapshot holds; nothing in it depends on the time or the place of its taking."""
 
+    format: int
     fingerprint: str
     chunk_rows: int
     columns: tuple[ColumnEntry, ...]
@@ -53,10 +56,21 @@ class Manifest(Frozen):
     statistics: Mapping[Split, Statistics]
 
     def seal(self) -> bytes:
-        """JSON with its own digest."""
-        content = self.model_dump(mode="json")
-        sealed = {"content": content, "sha256": digest_json(content)}
-        return json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False).encode()
+        """JSON with the digest of its own bytes."""
+        return _sealed(self.model_dump_json().encode())
+
+
+def _sealed(content: bytes) -> bytes:
+    sha256 = hashlib.sha256(content).hexdigest().encode()
+    return b'{"sha256": "%s",\n"content": %s}\n' % (sha256, content)
+
+
+def _unsealed(file: bytes) -> Manifest:
+    start, end = len(_sealed(b"")) - len(b"}\n"), len(file) - len(b"}\n")
+    content = file[start:end]
+    if _sealed(content) != file:
+        raise ValueError("its sha256 differs from the one in it")
+    return Manifest.model_validate_json(content)
 
 
 def file_name(split: Split) -> str:
@@ -93,19 +107,7 @@ class SnapshotWriter:
         self._writers: dict[Split, Any] = {}
 
     def __enter__(self) -> "SnapshotWriter":
-        """Open both files."""
-        with storage_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for split in SPLITS:
-                self._writers[split] = self._open.enter_context(
-                    pq.ParquetWriter(
-                        self._folder / file_name(split),
-                        self._schema,
-                        compression="snappy",
-                        write_statistics=False,
-                        write_page_checksum=True,
-                    )
-                )
+        """Nothing is made until rows come."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -113,12 +115,24 @@ class SnapshotWriter:
         with storage_errors(self._folder):
             self._open.close()
 
+    def _writer(self, split: Split) -> Any:
+        if split not in self._writers:
+            writer = pq.ParquetWriter(
+                self._folder / file_name(split),
+                self._schema,
+                compression="snappy",
+                write_statistics=False,
+                write_page_checksum=True,
+            )
+            self._writers[split] = self._open.enter_context(writer)
+        return self._writers[split]
+
     def add(self, split: Split, chunk: pa.Table, digest: str) -> None:
         """Append a chunk as one row group; ``digest`` is the rows' digest after it."""
         self._gathering[split].add(chunk)
         self._trails[split].append(digest)
         with storage_errors(self._folder):
-            self._writers[split].write_table(chunk, row_group_size=CHUNK_ROWS)
+            self._writer(split).write_table(chunk, row_group_size=CHUNK_ROWS)
 
     def finish(self, rows: str) -> Manifest:
         """Close the files and seal the manifest beside them; ``rows`` is the digest of all rows."""
@@ -126,6 +140,7 @@ class SnapshotWriter:
         with storage_errors(self._folder):
             self._open.close()
             manifest = Manifest(
+                format=FORMAT,
                 fingerprint=fingerprint_of(self._schema, rows),
                 chunk_rows=CHUNK_ROWS,
                 columns=columns_of(self._schema),
@@ -162,15 +177,13 @@ def read_manifest(storage: Storage, fingerprint: str) -> Manifest | None:
     except FileNotFoundError:
         return None
     try:
-        sealed = json.loads(content)
-        if digest_json(sealed["content"]) != sealed["sha256"]:
-            raise ValueError("its sha256 differs from the one in it")
-        manifest = Manifest.model_validate(sealed["content"])
-        if (manifest.fingerprint, manifest.chunk_rows) != (fingerprint, CHUNK_ROWS):
-            raise ValueError(f"it is of {manifest.fingerprint}, {manifest.chunk_rows} rows a chunk")
+        manifest = _unsealed(content)
+        known = (FORMAT, fingerprint, CHUNK_ROWS)
+        if (manifest.format, manifest.fingerprint, manifest.chunk_rows) != known:
+            raise ValueError("it is of another snapshot, or of another version of assay")
     except ValidationError as error:
-        raise damaged(storage, MANIFEST, f"{error.error_count()} fields differ") from error
-    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(storage, MANIFEST, f"{error.error_count()} of its fields differ") from error
+    except ValueError as error:
         raise damaged(storage, MANIFEST, str(error)) from error
     for split, entry in manifest.files.items():
         _require_ends(storage, file_name(split), entry)
@@ -230,7 +243,5 @@ def _footer(storage: Storage, name: str) -> bytes:
 
 
 def _sync(path: Path) -> None:
-    import os
-
     with path.open("rb") as stream:
         os.fsync(stream.fileno())

@@ -275,7 +275,7 @@ class _Distinct:
             self._merge()
 
     def _is_large(self) -> bool:
-        return sum(part.nbytes for part in self._counts) > DISTINCT_BYTES
+        return bool(sum(part.nbytes for part in self._counts) > DISTINCT_BYTES)
 
     def _merge(self) -> None:
         merged = (

@@ -7,8 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
-from components.contract import DataSource
+import pyarrow as pa
+
+from components.contract import DataSource, Split
 from components.data.chunks import rechunk
 from components.data.encoding import Features
 from components.data.quality import QualityCheck
@@ -19,6 +22,7 @@ from components.data.snapshot_files import (
     Manifest,
     SnapshotWriter,
     file_name,
+    fingerprint_of,
     read_manifest,
     require_intact,
 )
@@ -51,19 +55,10 @@ def take_snapshot(
             message has every broken rule.
         InfrastructureError: The folder cannot be written, or the disk is full.
     """
-    with _workplace(storage) as work:
-        manifest = _read(source, features, as_of, work)
-        snapshot = _settle(storage, work, manifest)
-        _prune(storage, snapshot.fingerprint)
-    return snapshot
-
-
-def _read(source: DataSource, features: Features, as_of: date, work: Path) -> Manifest:
-    """Stream both splits into a folder."""
     schema = source.schema()
     quality = QualityCheck(schema, features)
     rows = RowDigest()
-    with SnapshotWriter(work, schema.arrow) as writer:
+    with _workplace(storage) as work, _Copying(storage, work, schema.arrow) as copying:
         for split in SPLITS:
             rows.mark()
             quality.begin(split, source.window(as_of))
@@ -73,10 +68,81 @@ def _read(source: DataSource, features: Features, as_of: date, work: Path) -> Ma
                 for batch in chunk.to_batches():
                     rows.update(batch)
                 if quality.passed:  # otherwise it is read on only to find every fault
-                    writer.add(split, chunk, rows.hexdigest())
+                    copying.add(split, chunk, rows.hexdigest())
             quality.end()
         quality.require_passed()
-        return writer.finish(rows.hexdigest())
+        snapshot = copying.finish(rows.hexdigest())
+        _prune(storage, snapshot.fingerprint)
+    return snapshot
+
+
+class _Copying:
+    """Stores the rows that pass by, unless the snapshot that was used last has the same.
+
+    As long as they are the same, nothing is written. When they begin to differ, the rows that have
+    passed are taken from that snapshot.
+    """
+
+    def __init__(self, storage: Storage, work: Path, schema: pa.Schema) -> None:
+        self._storage = storage
+        self._work = work
+        self._schema = schema
+        self._writer = SnapshotWriter(work, schema)
+        self._alike: list[tuple[Split, int, str]] = []
+        self._known = _last_used(storage, schema) if storage.local is not None else None
+
+    def __enter__(self) -> "_Copying":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.__exit__(*error)
+
+    def add(self, split: Split, chunk: pa.Table, digest: str) -> None:
+        """Take the next chunk; ``digest`` is that of all rows up to its end."""
+        if self._known is not None:
+            number = sum(1 for other, _, _ in self._alike if other == split)
+            if self._known.trail(split)[number : number + 1] == (digest,):
+                self._alike.append((split, number, digest))
+                return
+            self._catch_up()
+        self._writer.add(split, chunk, digest)
+
+    def _catch_up(self) -> None:
+        assert self._known is not None
+        for split, number, digest in self._alike:
+            self._writer.add(split, self._known.chunk(split, number), digest)
+        self._known = None
+
+    def finish(self, rows: str) -> Snapshot:
+        """The snapshot of everything that passed."""
+        if self._known is not None:
+            if self._known.fingerprint == fingerprint_of(self._schema, rows):
+                return self._known
+            self._catch_up()  # the known one has more rows
+        manifest = self._writer.finish(rows)
+        return _settle(self._storage, self._work, manifest)
+
+
+def _last_used(storage: Storage, schema: pa.Schema) -> Snapshot | None:
+    """The snapshot that was used last, if it is intact and has the same columns."""
+    used = _use(storage)
+    for name in sorted(used, key=lambda name: used[name], reverse=True)[:1]:
+        with contextlib.suppress(DataError):
+            snapshot = open_snapshot(storage, name)
+            if snapshot is not None and snapshot.schema.equals(schema):
+                require_intact(storage.below(name), snapshot.manifest)
+                return snapshot
+    return None
+
+
+def _use(storage: Storage) -> dict[str, Any]:
+    """When each stored snapshot was last used, by fingerprint."""
+    used = {}
+    for name in storage.names():
+        if _FINGERPRINT.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):
+                used[name] = storage.filesystem.modified(storage.below(name).path(MANIFEST))
+    return used
 
 
 @contextlib.contextmanager
@@ -137,15 +203,12 @@ def _upload(folder: Storage, work: Path) -> None:
 
 def _prune(storage: Storage, current: str) -> None:
     """Delete snapshots beyond the newest few, and what lacks a manifest on this disk."""
-    used = {}
-    for name in storage.names():
-        if _FINGERPRINT.fullmatch(name) and name != current:
-            path = storage.below(name).path(MANIFEST)
-            try:
-                used[name] = storage.filesystem.modified(path)
-            except FileNotFoundError:
-                if storage.local is not None:
-                    storage.below(name).clear()
-    for name in sorted(used, key=lambda name: used[name], reverse=True)[KEPT - 1 :]:
+    used = _use(storage)
+    others = sorted(used.keys() - {current}, key=lambda name: used[name], reverse=True)
+    for name in others[KEPT - 1 :]:
         storage.below(name).delete(MANIFEST)
         storage.below(name).clear()
+    if storage.local is not None:
+        for name in storage.names():
+            if _FINGERPRINT.fullmatch(name) and name not in used:
+                storage.below(name).clear()

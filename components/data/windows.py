@@ -234,7 +234,9 @@ def choose(
             yield chosen
 
 
-def require_rows(batches: Iterable[pa.RecordBatch], split: Split, what: str) -> Iterator[pa.RecordBatch]:
+def require_rows(
+    batches: Iterable[pa.RecordBatch], split: Split, what: str
+) -> Iterator[pa.RecordBatch]:
     """Pass batches through.
 
     Args:
