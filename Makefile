@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup retrain test mlflow prefect serve lock clean help
+.PHONY: setup retrain test kill-test mlflow prefect serve lock clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test: setup ## everything that must hold: style, types, layers, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+kill-test: setup ## SIGKILL at 30 random moments of a run; it must end with the same bytes
+	$(BIN)/python tests/reliability/kill_training.py --kills 30
 
 mlflow: setup ## MLflow's pages on the embedded store, at http://127.0.0.1:5000
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///$(STATE)/mlflow/mlflow.db

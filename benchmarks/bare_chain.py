@@ -10,22 +10,24 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
+
 from components.adapters.mlflow_registry import CHAMPION, Registry
 from components.adapters.mlflow_tracking import connect
-from components.data.rows import Dataset, load_dataset
 from components.decide.promotion import Contender, judge
 from components.evaluate import score_rows
 from components.export.golden import read_golden
 from components.export.predictors import OnnxPredictor
 from components.export.run import run_export
 from components.pipeline import Pipeline, load_pipeline
-from components.plan import open_source, plan_job
+from components.plan import open_data, plan_job
 from components.register.tags import consumer_requirements
 from components.settings import load_settings
 from components.smoke_test.runner import run_smoke_test
 from components.state import make_root
 from components.threads import single_threaded
-from components.train.run import load_model, run_training
+from components.train.loop import Reports
+from components.train.run import load_model, run_training, write_files
 from components.validate.run import collect_evidence
 
 
@@ -35,38 +37,31 @@ def main(name: str, home: Path, seed: int) -> None:
     settings = load_settings(home=home)
     make_root(settings.root)
     pipeline = load_pipeline(name)
-    job = plan_job(pipeline, settings.root, seed=seed)
+    job = plan_job(pipeline, settings, seed=seed)
     config = type(pipeline.config).model_validate(job.config)
     tracking = connect(settings)
     registry = Registry(tracking, name)
     with tempfile.TemporaryDirectory() as temporary, single_threaded():
         folder = Path(temporary)
         run_id = tracking.start_run(name, "bare", {}, job.config)
-        data = load_dataset(open_source(pipeline, settings.root), job.as_of, pipeline.features)
-        _, files = run_training(
-            pipeline,
-            config,
-            data.train,
-            folder,
-            on_epoch=lambda epoch: tracking.log_metrics(
-                run_id,
-                {"train_loss": epoch.train_loss, "validation_loss": epoch.validation_loss},
-                step=epoch.number,
-            ),
+        snapshot = open_data(pipeline, settings, job)
+        reports = Reports(
+            epoch=lambda epoch: tracking.log_metrics(
+                run_id, epoch.model_dump(exclude={"number"}), step=epoch.number
+            )
         )
+        files = write_files(*run_training(pipeline, config, snapshot, reports=reports), folder)
         for path in (files.weights, files.encoding, files.loss_curve):
             tracking.put(run_id, path, "train")
         model, encoding = load_model(pipeline, config, files.encoding, files.weights)
-        evidence = collect_evidence(
-            pipeline, model, encoding, data.train, data.holdout, seed=job.seed
-        )
+        evidence = collect_evidence(pipeline, model, encoding, snapshot, seed=job.seed)
         evidence.require_passed()
         for key, report in evidence.reports().items():
             path = folder / f"{key}.json"
             path.write_text(report.model_dump_json(indent=1))
             tracking.put(run_id, path, "validate")
         tracking.log_metrics(run_id, evidence.metrics)
-        exported, _ = run_export(model, encoding, data.holdout, job, folder)
+        exported, _ = run_export(model, encoding, snapshot, job, folder)
         onnx = tracking.put(run_id, exported.onnx, "export")
         tracking.put(run_id, exported.golden, "export")
         tracking.put(run_id, exported.parity, "export")
@@ -82,13 +77,14 @@ def main(name: str, home: Path, seed: int) -> None:
         )
         path = registry.download(version.number, folder / "candidate")
         run_smoke_test(path, sha256=onnx.sha256, golden=exported.golden)
-        candidate = _contender(pipeline, version.number, path, data)
+        rows = snapshot.table("holdout")
+        candidate = _contender(pipeline, version.number, path, rows)
         holder = registry.by_alias(CHAMPION)
         champion = None
         if holder is not None:
             held = registry.download(holder.number, folder / "champion")
-            champion = _contender(pipeline, holder.number, held, data)
-        judgement = judge(pipeline, candidate, champion, data.holdout.num_rows)
+            champion = _contender(pipeline, holder.number, held, rows)
+        judgement = judge(pipeline, candidate, champion, rows.num_rows)
         if judgement.verdict == "promoted":
             registry.set_alias(CHAMPION, version.number)
         tracking.finish(run_id, "FINISHED")
@@ -98,9 +94,9 @@ def main(name: str, home: Path, seed: int) -> None:
     os._exit(0)
 
 
-def _contender(pipeline: Pipeline, version: int, path: Path, data: Dataset) -> Contender:
+def _contender(pipeline: Pipeline, version: int, path: Path, rows: pa.Table) -> Contender:
     predictor = OnnxPredictor(path.read_bytes())
-    metrics = score_rows(pipeline, predictor, predictor.encoding, data.holdout)
+    metrics = score_rows(pipeline, predictor, predictor.encoding, rows)
     return Contender(version, metrics)
 
 

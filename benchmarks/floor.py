@@ -83,8 +83,8 @@ def count_step(
     """Count the work of one training step, by doing one; the gradients of the model are lost."""
     put_out: list[Tensor] = []
 
-    def record(module: nn.Module, arguments: Any, output: Tensor) -> None:
-        put_out.append(output)
+    def record(module: nn.Module, arguments: Any, output: Any) -> None:
+        put_out.extend(output if isinstance(output, tuple) else [output])
 
     leaves = [module for module in model.modules() if not list(module.children())]
     handles = [leaf.register_forward_hook(record) for leaf in leaves]

@@ -17,13 +17,15 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
 from components.data.encoding import fit_encoding, read_labels
-from components.data.rows import Dataset, load_dataset
+from components.data.snapshot import Snapshot
+from components.data.take import take_snapshot
 from components.evaluate import score_rows
 from components.export.predictors import TorchPredictor
 from components.pipeline import Pipeline, load_pipeline
-from components.plan import open_source, resolve_config
+from components.plan import open_snapshots, open_source, resolve_config
+from components.settings import load_settings
 from components.threads import single_threaded
-from components.train.run import load_model, run_training
+from components.train.run import load_model, run_training, write_files
 
 MONTHS = {
     "July": date(2013, 8, 1),
@@ -33,18 +35,20 @@ MONTHS = {
 ALLOWED = 0.01
 
 
-def network(pipeline: Pipeline, data: Dataset, seed: int) -> float:
+def network(pipeline: Pipeline, snapshot: Snapshot, seed: int) -> float:
     """ROC-AUC of the pipeline's model."""
     config = resolve_config(pipeline, seed, [])
     with tempfile.TemporaryDirectory() as folder, single_threaded():
-        _, files = run_training(pipeline, config, data.train, Path(folder))
+        files = write_files(*run_training(pipeline, config, snapshot), Path(folder))
         model, encoding = load_model(pipeline, config, files.encoding, files.weights)
-    return score_rows(pipeline, TorchPredictor(model), encoding, data.holdout)["roc_auc"]
+    rows = snapshot.table("holdout")
+    return score_rows(pipeline, TorchPredictor(model), encoding, rows)["roc_auc"]
 
 
-def trees(pipeline: Pipeline, data: Dataset, seed: int) -> float:
+def trees(pipeline: Pipeline, snapshot: Snapshot, seed: int) -> float:
     """ROC-AUC of the reference on the same columns, categories as categories."""
-    encoding = fit_encoding(pipeline.features, data.train)
+    encoding = fit_encoding(pipeline.features, snapshot.statistics)
+    train, holdout = snapshot.table("train"), snapshot.table("holdout")
 
     def columns(rows: pa.Table) -> np.ndarray:
         inputs = encoding.encode(rows)
@@ -57,9 +61,9 @@ def trees(pipeline: Pipeline, data: Dataset, seed: int) -> float:
         categorical_features=list(range(len(encoding.categorical))),
         random_state=seed,
     )
-    model.fit(columns(data.train), read_labels(data.train, pipeline.features))
-    scores = model.predict_proba(columns(data.holdout))[:, 1]
-    return float(roc_auc_score(read_labels(data.holdout, pipeline.features), scores))
+    model.fit(columns(train), read_labels(train, pipeline.features))
+    scores = model.predict_proba(columns(holdout))[:, 1]
+    return float(roc_auc_score(read_labels(holdout, pipeline.features), scores))
 
 
 def main() -> None:
@@ -71,11 +75,14 @@ def main() -> None:
     print("| held out | flights model | boosted trees | difference | within 0.01 |")
     print("|---|---:|---:|---:|---|")
     with tempfile.TemporaryDirectory() as folder:
-        source = open_source(pipeline, Path(folder))
+        settings = load_settings(home=folder)
+        source = open_source(pipeline, settings)
+        source.prepare()
+        storage = open_snapshots(pipeline, settings)
         for name, as_of in MONTHS.items():
-            data = load_dataset(source, as_of, pipeline.features)
-            ours = float(np.mean([network(pipeline, data, seed) for seed in seeds]))
-            theirs = float(np.mean([trees(pipeline, data, seed) for seed in seeds]))
+            snapshot = take_snapshot(source, pipeline.features, as_of, storage)
+            ours = float(np.mean([network(pipeline, snapshot, seed) for seed in seeds]))
+            theirs = float(np.mean([trees(pipeline, snapshot, seed) for seed in seeds]))
             verdict = "yes" if ours >= theirs - ALLOWED else "NO"
             print(f"| {name} | {ours:.4f} | {theirs:.4f} | {ours - theirs:+.4f} | {verdict} |")
 

@@ -178,7 +178,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--epochs", type=int, help="timed epochs; by default what suits the case")
     parser.add_argument("--cases", default="digits,flights")
     parser.add_argument("--threads", type=int, default=1)
@@ -229,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             end="",
         )
     print(
-        "\n\n| case | device | contender | step µs | MB moved | floor µs | MFLOP | floor µs | "
-        "step / greater floor |"
+        "\n\n| case | device | contender | step µs | MB moved | traffic floor µs | MFLOP | "
+        "arithmetic floor µs | step / greater floor |"
     )
     print("|---|---|---|---:|---:|---:|---:|---:|---:|")
     floors = [

@@ -27,7 +27,7 @@ def digits_case(folder: Path, quick: bool) -> Case:
         labels=tensors["labels"],
         batch_size=64,
         learning_rate=3e-3,
-        epochs=2 if quick else 20,
+        epochs=2 if quick else 10,
     )
 
 
@@ -58,7 +58,7 @@ def flights_case(folder: Path, quick: bool) -> Case:
         labels=tensors["labels"][chosen],
         batch_size=1024,
         learning_rate=2e-3,
-        epochs=2 if quick else 4,
+        epochs=2,
     )
 
 

@@ -176,9 +176,14 @@ def _package_of(module: str) -> Path:
     return path.parent if path.name == "__init__.py" else path
 
 
+def code_folder(pipeline: Pipeline) -> Path:
+    """The folder in which the package of the pipeline's model lies."""
+    return _package_of(pipeline.model.__module__).parent
+
+
 def code_revision(pipeline: Pipeline) -> str:
     """The git commit of the pipeline's code, ``+changes`` if not clean; else ``unknown``."""
-    folder = _package_of(pipeline.model.__module__).parent
+    folder = code_folder(pipeline)
     head = _git(folder, "rev-parse", "HEAD")
     if not head:
         return "unknown"

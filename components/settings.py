@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     credentials_block: str = Field(
         "", description="name of a Prefect block of type Assay Credentials to read settings from"
     )
+    ray_address: str = Field(
+        "", description="Ray cluster for workers > 1; empty starts the workers on this machine"
+    )
     secrets_dir: str = Field("", description="folder with one file per setting, named ASSAY_...")
 
     @property

@@ -9,7 +9,6 @@ from prefect import task
 
 from components.adapters.mlflow_registry import CHALLENGER, CHAMPION, Registry, Version
 from components.adapters.prefect_runtime import publish_markdown
-from components.data.rows import load_rows
 from components.decide.promotion import Contender, Judgement, judge
 from components.decide.report import decision_markdown
 from components.digest import digest_file
@@ -17,7 +16,7 @@ from components.errors import GateError, InfrastructureError
 from components.evaluate import score_rows
 from components.export.predictors import OnnxPredictor
 from components.pipeline import Pipeline, load_pipeline
-from components.plan import open_source
+from components.plan import open_data
 from components.records import Decision, SmokeTestedModel, lineage
 from components.state import exclusive
 from tasks.runtime import Workspace, stage
@@ -36,9 +35,7 @@ def decide(tested: SmokeTestedModel) -> Decision:
     job = trained.job
     pipeline = load_pipeline(job.pipeline)
     with stage("decide", tested) as space:
-        source = open_source(pipeline, space.settings.root)
-        source.prepare()
-        rows = load_rows(source, "holdout", job.as_of, pipeline.features)
+        rows = open_data(pipeline, space.settings, job).table("holdout")
         registry = Registry(space.tracking, registered.model)
         onnx_file = registry.download(registered.version, space.folder / "candidate")
         sha256 = registered.exported.onnx.sha256

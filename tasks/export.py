@@ -2,10 +2,9 @@
 
 from prefect import task
 
-from components.data.rows import load_rows
 from components.export.run import OPSET, run_export
 from components.pipeline import load_pipeline
-from components.plan import open_source
+from components.plan import open_data
 from components.records import ExportedModel, ValidatedModel
 from components.train.run import load_model
 from tasks.runtime import keyed, stage
@@ -30,10 +29,8 @@ def export(validated: ValidatedModel) -> ExportedModel:
     with stage("export", validated) as space:
         encoding_file, weights = space.fetch(trained.encoding), space.fetch(trained.weights)
         model, encoding = load_model(pipeline, config, encoding_file, weights)
-        source = open_source(pipeline, space.settings.root)
-        source.prepare()
-        rows = load_rows(source, "holdout", job.as_of, pipeline.features)
-        files, report = run_export(model, encoding, rows, job, space.folder)
+        snapshot = open_data(pipeline, space.settings, job)
+        files, report = run_export(model, encoding, snapshot, job, space.folder)
         space.log.info(
             "Exported at opset %d, equal to PyTorch in %d comparisons", OPSET, len(report.cases)
         )

@@ -26,7 +26,7 @@ def plan(pipeline: str, as_of: date, seed: int, settings: Iterable[str], force: 
     chosen = load_pipeline(pipeline)
     job = plan_job(
         chosen,
-        configuration.root,
+        configuration,
         as_of=as_of,
         seed=seed,
         assignments=settings,

@@ -2,12 +2,12 @@
 
 from prefect import task
 
-from components.data.rows import load_dataset
 from components.pipeline import load_pipeline
-from components.plan import open_source
+from components.plan import open_data
 from components.records import TrainedModel, ValidatedModel
 from components.train.run import load_model
 from components.validate.run import collect_evidence
+from tasks.checkpoints import drop_checkpoints
 from tasks.runtime import keyed, log_metrics_of, stage
 
 
@@ -27,13 +27,11 @@ def validate(trained: TrainedModel) -> ValidatedModel:
     pipeline = load_pipeline(job.pipeline)
     config = type(pipeline.config).model_validate(job.config)
     with stage("validate", trained) as space:
+        drop_checkpoints(space.settings, job)  # what training gave is kept by now
         encoding_file, weights = space.fetch(trained.encoding), space.fetch(trained.weights)
         model, encoding = load_model(pipeline, config, encoding_file, weights)
-        source = open_source(pipeline, space.settings.root)
-        data = load_dataset(source, job.as_of, pipeline.features)
-        evidence = collect_evidence(
-            pipeline, model, encoding, data.train, data.holdout, seed=job.seed
-        )
+        snapshot = open_data(pipeline, space.settings, job)
+        evidence = collect_evidence(pipeline, model, encoding, snapshot, seed=job.seed)
         kept = {
             name: space.put(f"{name}.json", report.model_dump_json(indent=1))
             for name, report in evidence.reports().items()

@@ -21,11 +21,15 @@ DAMAGED = "damaged"
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version: its number, where its files came from, and its tags (no prefix)."""
+    """A registered version: its number, where its files came from, and its tags (no prefix).
+
+    ``run_id`` is the MLflow run that it was registered from.
+    """
 
     number: int
     source: str
     tags: Mapping[str, str]
+    run_id: str = ""
 
 
 @final
@@ -57,6 +61,31 @@ class Registry:
                 if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     return None
                 raise
+
+    def by_number(self, number: int) -> Version | None:
+        """The version with a number, if it is there."""
+        from mlflow.exceptions import MlflowException
+
+        with mlflow_errors(self._tracking.uri):
+            try:
+                return _version(self._client.get_model_version(self.model, str(number)))
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+
+    def aliases(self) -> dict[str, int]:
+        """Version numbers by alias; none where there is no such model."""
+        from mlflow.exceptions import MlflowException
+
+        with mlflow_errors(self._tracking.uri):
+            try:
+                found = self._client.get_registered_model(self.model)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return {}
+                raise
+        return {alias: int(number) for alias, number in found.aliases.items()}
 
     def set_alias(self, alias: str, version: int) -> None:
         """Let an alias name a version."""
@@ -134,24 +163,31 @@ class Registry:
         Raises:
             InfrastructureError: The version, or its ONNX file, is gone.
         """
-        import mlflow.artifacts
-
-        uri = f"models:/{self.model}/{version}"
-        with mlflow_errors(self._tracking.uri):
-            folder = Path(
-                mlflow.artifacts.download_artifacts(
-                    uri, dst_path=str(into), tracking_uri=self._tracking.uri
-                )
-            )
-        path = folder / MODEL_FILE
+        path = self.fetch(version, into)
         if not path.is_file():
             self.tag(version, {DAMAGED: "true"})
             raise InfrastructureError(
-                f"{uri} must hold {MODEL_FILE}; it holds "
-                f"{', '.join(sorted(p.name for p in folder.iterdir()))}. The version is marked as "
-                "damaged; run again, and the candidate is registered anew."
+                f"models:/{self.model}/{version} must hold {MODEL_FILE}; it holds "
+                f"{', '.join(sorted(p.name for p in path.parent.iterdir()))}. The version is "
+                "marked as damaged; run again, and the candidate is registered anew."
             )
         return path
+
+    def fetch(self, version: int, into: Path) -> Path:
+        """Fetch a version's files, and say where its ONNX file lies, or would if it were there.
+
+        Raises:
+            InfrastructureError: The version's files are gone.
+        """
+        import mlflow.artifacts
+
+        with mlflow_errors(self._tracking.uri):
+            folder = mlflow.artifacts.download_artifacts(
+                f"models:/{self.model}/{version}",
+                dst_path=str(into),
+                tracking_uri=self._tracking.uri,
+            )
+        return Path(folder) / MODEL_FILE
 
     def _ensure_model(self, description: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -164,7 +200,7 @@ class Registry:
 
 def _version(item: Any) -> Version:
     tags = {k.removeprefix(TAG): v for k, v in item.tags.items() if k.startswith(TAG)}
-    return Version(int(item.version), str(item.source), tags)
+    return Version(int(item.version), str(item.source), tags, str(item.run_id or ""))
 
 
 def _signature(metadata: ModelMetadata) -> Any:

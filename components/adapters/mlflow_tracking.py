@@ -38,6 +38,7 @@ def configure_mlflow(settings: Settings) -> str:
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     secrets = {
@@ -116,6 +117,13 @@ def connect(settings: Settings) -> "Tracking":
         client = mlflow.MlflowClient(uri)
         client.search_experiments(max_results=1)  # two processes must not migrate at once
     return Tracking(client, uri, root)
+
+
+def has_store(settings: Settings) -> bool:
+    """Whether there is anything to read; an embedded store is made by the first run only."""
+    return (
+        bool(settings.mlflow_tracking_uri) or (mlflow_folder(settings.root) / "mlflow.db").exists()
+    )
 
 
 def _make_database(path: Path) -> None:

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -26,6 +27,7 @@ _STARTS_WITHOUT_ROOM = 10
 _STORE_BYTES = 80_000_000
 _TRAIN_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
@@ -107,7 +109,8 @@ def fit(text: str, messages: Any) -> str:
     """A task on the cluster: hold the group of workers until it is done; say what failed."""
     os.environ.update(_TRAIN_ENVIRONMENT)  # read by Ray Train in this process
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.backend import BackendConfig
+    from ray.train.torch import TorchTrainer
 
     job = json.loads(text)
     resources = {"CPU": job["cpus"]} | ({"GPU": 1} if job["use_gpu"] else {})
@@ -115,7 +118,7 @@ def fit(text: str, messages: Any) -> str:
         trainer = TorchTrainer(
             work,
             train_loop_config={**job, "messages": messages},
-            torch_config=TorchConfig(backend="nccl" if job["use_gpu"] else "gloo"),
+            torch_config=BackendConfig(),  # workers find each other by themselves, see _join
             scaling_config=ScalingConfig(
                 num_workers=job["workers"],
                 use_gpu=job["use_gpu"],
@@ -157,10 +160,11 @@ def _describe(error: Exception, job: Job) -> str:
 
 
 def work(config: Job) -> None:
-    """What each worker runs, inside the process group."""
+    """What each worker runs: join the group, and call the entry."""
     import torch.distributed as dist
 
     messages = config["messages"]
+    _join(config["use_gpu"])
     if dist.get_rank() == 0:
         messages.put(json.dumps({"kind": "started"}))
 
@@ -176,7 +180,32 @@ def work(config: Job) -> None:
         messages.put(json.dumps({"kind": "error", "value": values, "again": again}))
         if again:
             raise RuntimeError(str(error)) from None
-        # The others may wait for this one in a collective; the driver ends them all.
+        return  # the others may wait for this one in a collective; the driver ends them all
+    dist.destroy_process_group()
+
+
+def _join(use_gpu: bool) -> None:
+    """Set up the process group.
+
+    Ray Train would have rank 0 listen on every interface of its machine; here it listens on the
+    address by which the cluster knows that machine.
+    """
+    import ray.train
+    import torch.distributed as dist
+    from ray.train.collective import broadcast_from_rank_zero
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    listener = None
+    if rank == 0:
+        here = ray.util.get_node_ip_address()
+        family = socket.AF_INET6 if ":" in here else socket.AF_INET
+        listener = socket.create_server((here, 0), family=family, backlog=world)
+    host, port = broadcast_from_rank_zero(listener.getsockname()[:2] if listener else None)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, world, rank == 0, master_listen_fd=listener.detach() if listener else None
+    )
+    dist.init_process_group("nccl" if use_gpu else "gloo", store=store, rank=rank, world_size=world)
 
 
 def _die_with_parent() -> None:

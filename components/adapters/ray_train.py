@@ -28,6 +28,7 @@ from components.errors import AssayError, ConfigError, GateError, Infrastructure
 from components.state import storage_errors
 
 DRIVER = "components.adapters.ray_driver"
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _PROBE_S = 5.0
 _START_S = 120.0
 _STOP_S = 15.0
@@ -214,6 +215,8 @@ def _environment(address: str, folder: Path) -> dict[str, str]:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too: no cluster, so loopback
             "RAY_TMPDIR": str(folder),
+            "GLOO_SOCKET_IFNAME": _LOOPBACK,
+            "NCCL_SOCKET_IFNAME": _LOOPBACK,
             "TMPDIR": str(folder),
         }
     return environment

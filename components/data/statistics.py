@@ -20,6 +20,8 @@ from components.data.chunks import CHUNK_ROWS, rechunk
 
 QUANTILES = 9
 """Quantiles per numeric column, from the minimum to the maximum."""
+BINS = 24
+"""Bins of a histogram."""
 SAMPLE_ROWS = 524_288
 """Rows up to which quantiles are exact, and at most so many make the sample beyond."""
 DISTINCT_VALUES = 100_000
@@ -40,7 +42,8 @@ class Numbers(Frozen):
     """Finite values of a column as float32, summed up in float64.
 
     ``std`` is that of the population. ``quantiles`` are strictly increasing; a column with few
-    distinct values has fewer of them, and a constant one has two.
+    distinct values has fewer of them, and a constant one has two. ``histogram`` has the shares of
+    values in bins of equal width from the minimum to the maximum.
     """
 
     mean: float
@@ -48,6 +51,7 @@ class Numbers(Frozen):
     minimum: float
     maximum: float
     quantiles: tuple[float, ...]
+    histogram: tuple[float, ...]
 
 
 class ColumnStatistics(Frozen):
@@ -194,14 +198,17 @@ class _Moments:
         if not self._count:
             return None
         ends = np.array([self._minimum, self._maximum])
-        finite = np.r_[sample[np.isfinite(sample)].astype(np.float64)]
-        inside = finite if finite.size == self._count else np.r_[finite, ends]
+        inside = sample[np.isfinite(sample)].astype(np.float64)
+        if inside.size != self._count:  # a sample may lack the ends
+            inside = np.r_[inside, ends]
+        shares = np.histogram(inside, bins=BINS, range=tuple(ends))[0] / inside.size
         return Numbers(
             mean=self._mean,
             std=math.sqrt(self._squares / self._count),
             minimum=self._minimum,
             maximum=self._maximum,
             quantiles=strict_quantiles(inside),
+            histogram=tuple(float(share) for share in shares),
         )
 
 

@@ -39,8 +39,8 @@ class Interval:
 
     def bounds(self, kind: pa.DataType) -> tuple[pa.Scalar | None, pa.Scalar]:
         """Both ends as scalars of the column's type."""
-        start = None if self.start is None else _scalar(self.start, kind)
-        return start, _scalar(self.end, kind)
+        start = None if self.start is None else pa.scalar(midnight(self.start, kind), kind)
+        return start, pa.scalar(midnight(self.end, kind), kind)
 
     def expression(self, kind: pa.DataType) -> pc.Expression:
         """The rows, and those whose time is missing: these are somebody's mistake, not nobody's."""
@@ -219,6 +219,14 @@ def check_window(window: Window, schema: pa.Schema) -> None:
             )
 
 
+def midnight(day: date, kind: pa.DataType) -> date:
+    """A day as a value of a date or timestamp type, in the type's time zone."""
+    if pa.types.is_date32(kind):
+        return day
+    zone = None if kind.tz is None else ZoneInfo(kind.tz)
+    return datetime(day.year, day.month, day.day, tzinfo=zone)
+
+
 def choose(
     batches: Iterable[pa.RecordBatch], selection: Selection, first: int = 0
 ) -> Iterator[pa.RecordBatch]:
@@ -283,10 +291,3 @@ def _words(window: Window, as_of: date, form: str) -> str:
 def _span(start: date, end: date, form: str) -> str:
     first, last = start.strftime(form), (end - _DAY).strftime(form)
     return first if first == last else f"{first} to {last}"
-
-
-def _scalar(day: date, kind: pa.DataType) -> pa.Scalar:
-    if pa.types.is_date32(kind):
-        return pa.scalar(day, kind)
-    zone = None if kind.tz is None else ZoneInfo(kind.tz)
-    return pa.scalar(datetime(day.year, day.month, day.day, tzinfo=zone), kind)

@@ -6,10 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from components.contract import Model
 from components.data.encoding import Encoding
+from components.data.snapshot import Snapshot
 from components.export.golden import write_golden
 from components.export.onnx_export import export_onnx
 from components.export.onnx_file import ENCODING_KEY, METADATA_KEY
@@ -35,21 +35,21 @@ class ExportFiles:
 
 
 def run_export(
-    model: Model, encoding: Encoding, rows: pa.Table, job: Job, folder: Path
+    model: Model, encoding: Encoding, snapshot: Snapshot, job: Job, folder: Path
 ) -> tuple[ExportFiles, ParityReport]:
     """Export, prove parity with PyTorch, and record golden rows.
 
     Args:
         model: In eval mode, on CPU.
         encoding: How rows become the model's inputs; travels in the file.
-        rows: Held-out rows, for parity and golden rows.
+        snapshot: Gives held-out rows, for parity and golden rows.
         job: Gives the digests that travel in the file.
         folder: Where the files go.
 
     Raises:
         GateError: The graph is not what was asked for, or differs from the model.
     """
-    inputs = encoding.encode(rows.slice(0, PARITY_ROWS))
+    inputs = encoding.encode(snapshot.slice("holdout", 0, PARITY_ROWS))
     example = to_tensors({name: array[:EXAMPLE_ROWS] for name, array in inputs.items()})
     metadata = file_metadata(model, encoding, job)
     onnx_model = export_onnx(model, example, opset=OPSET, metadata=metadata)

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import pyarrow as pa
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from components.contract import Model
 from components.data.encoding import Encoding, read_labels
+from components.data.snapshot import Snapshot
 from components.errors import GateError
 from components.evaluate import score_rows
 from components.export.predictors import TorchPredictor
@@ -82,8 +82,7 @@ def collect_evidence(
     pipeline: Pipeline,
     model: Model,
     encoding: Encoding,
-    train: pa.Table,
-    holdout: pa.Table,
+    snapshot: Snapshot,
     *,
     seed: int,
 ) -> Evidence:
@@ -93,24 +92,24 @@ def collect_evidence(
         pipeline: Gives loss, metrics and quality gates.
         model: In eval mode, on CPU.
         encoding: How rows become the model's inputs.
-        train: Rows for the contract and gradient checks.
-        holdout: Rows for the quality gates.
+        snapshot: Its training rows serve the contract and gradient checks, those held out the
+            quality gates.
         seed: Of the random directions of the gradient check.
     """
-    contract = verify_contract(model, contract_batches(encoding, train))
-    gradients, trouble = _check_gradients(pipeline, model, encoding, train, seed)
+    contract = verify_contract(model, contract_batches(encoding, snapshot))
+    gradients, trouble = _check_gradients(pipeline, model, encoding, snapshot, seed)
     metrics: dict[str, float] = {}
     gates = None
     if all(check.passed for check in contract.checks if check.name in SCORABLE):
-        metrics = score_rows(pipeline, TorchPredictor(model), encoding, holdout)
+        metrics = score_rows(pipeline, TorchPredictor(model), encoding, snapshot.table("holdout"))
         gates = check_gates(pipeline.gates, metrics)
     return Evidence(contract, gradients, gates, metrics, trouble)
 
 
 def _check_gradients(
-    pipeline: Pipeline, model: Model, encoding: Encoding, train: pa.Table, seed: int
+    pipeline: Pipeline, model: Model, encoding: Encoding, snapshot: Snapshot, seed: int
 ) -> tuple[GradientReport | None, tuple[str, ...]]:
-    batches = gradient_batches(pipeline, encoding, train)
+    batches = gradient_batches(pipeline, encoding, snapshot)
     try:
         report = verify_gradients(
             model, _loss_of(pipeline), batches, seed=seed, waivers=_waivers(pipeline, model)
@@ -139,18 +138,19 @@ def _failing(report: GradientReport) -> str:
     return f". Tensors: {', '.join([*names[:MOST_NAMED], *more])}" if names else ""
 
 
-def contract_batches(encoding: Encoding, rows: pa.Table) -> list[tuple[Tensor, ...]]:
-    """Small batches of real rows, spread over the table."""
-    starts = _starts(rows.num_rows, max(CONTRACT_ROWS))
+def contract_batches(encoding: Encoding, snapshot: Snapshot) -> list[tuple[Tensor, ...]]:
+    """Small batches of training rows, spread over the split."""
+    starts = _starts(snapshot.rows["train"], max(CONTRACT_ROWS))
     return [
-        to_tensors(encoding.encode(rows.slice(start, count)))
+        to_tensors(encoding.encode(snapshot.slice("train", start, count)))
         for start, count in zip(starts, CONTRACT_ROWS, strict=True)
     ]
 
 
-def gradient_batches(pipeline: Pipeline, encoding: Encoding, rows: pa.Table) -> list[Batch]:
-    """Small batches of inputs and labels, spread over the table."""
-    pieces = [rows.slice(start, GRADIENT_ROWS) for start in _starts(rows.num_rows, GRADIENT_ROWS)]
+def gradient_batches(pipeline: Pipeline, encoding: Encoding, snapshot: Snapshot) -> list[Batch]:
+    """Small batches of inputs and labels, spread over the training rows."""
+    starts = _starts(snapshot.rows["train"], GRADIENT_ROWS)
+    pieces = [snapshot.slice("train", start, GRADIENT_ROWS) for start in starts]
     return [
         (
             to_tensors(encoding.encode(piece)),

@@ -33,6 +33,12 @@ def meet(payload: str, report: Report) -> None:
         report({"sent": job["text"], "backend": dist.get_backend()})
 
 
+def meet_and_refuse(payload: str, report: Report) -> None:
+    """Meet, and then refuse."""
+    meet(payload, report)
+    refuse(payload, report)
+
+
 def count(payload: str, report: Report) -> None:
     """Count steps together; the number of steps done is the checkpoint."""
     job = begin(payload)
