@@ -2,7 +2,8 @@
 
 All of them start from the same weights and do the same work per epoch: every row once, in shuffled
 batches, forward, loss, backward and an optimiser step; no validation, checkpoint or log line. The
-loss is measured afterwards, alike for all, so that nobody pays for it while the clock runs.
+loss is measured afterwards and rows are counted in the epoch that is not timed, alike for all, so
+that nobody pays for it while the clock runs.
 """
 
 import copy
@@ -17,12 +18,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.hooks import RemovableHandle
 
 from components.train.config import TrainConfig
 from components.train.device import reproducible
 from components.train.feed import resident_feed
 from components.train.loop import Reports, train_model
 from components.train.order import Order, Partition
+
+
+@dataclass
+class Laps:
+    """When epochs ended, and how many rows the first of them, which warms up, trained on."""
+
+    device: torch.device
+    ends: list[float] = field(default_factory=list)
+    rows: int = 0
+    _watch: RemovableHandle | None = None
+
+    def watch(self, model: nn.Module) -> None:
+        """Count the rows that go through a model in train mode, until the first epoch ends."""
+
+        def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.rows += len(inputs[0]) if module.training else 0
+
+        self._watch = model.register_forward_pre_hook(count)
+
+    def lap(self) -> None:
+        """An epoch has ended; work still queued on the device is waited for."""
+        if self._watch:
+            self._watch.remove()
+            self._watch = None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.ends.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        """Seconds of every epoch after the first."""
+        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
 
 
 @dataclass(frozen=True)
@@ -43,9 +77,11 @@ class Case:
         """Rows of an epoch."""
         return len(self.labels)
 
-    def build(self, device: torch.device) -> nn.Module:
-        """The untrained model."""
-        return copy.deepcopy(self.model).to(device).train()
+    def build(self, laps: Laps) -> nn.Module:
+        """The untrained model on its device, watched while the first epoch runs."""
+        model = copy.deepcopy(self.model).to(laps.device).train()
+        laps.watch(model)
+        return model
 
     def adam(self, model: nn.Module) -> torch.optim.Adam:
         """PyTorch's Adam as it comes."""
@@ -58,32 +94,13 @@ class Case:
         return float(self.loss(model(*self.inputs), self.labels))
 
 
-@dataclass
-class Laps:
-    """Times at which epochs ended; work still queued on the device is waited for."""
-
-    device: torch.device
-    ends: list[float] = field(default_factory=list)
-
-    def lap(self) -> None:
-        """An epoch has ended."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.ends.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> list[float]:
-        """Seconds of every epoch after the first, which warms up."""
-        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
-
-
 Contender = Callable[[Case, Laps, int], nn.Module]
 """Trains a case for so many epochs, calls ``lap`` after each, and returns the trained model."""
 
 
 def train_plain(case: Case, laps: Laps, epochs: int) -> nn.Module:
     """The loop that one writes by hand: rows on the device, shuffled once per epoch, and sliced."""
-    model = case.build(laps.device)
+    model = case.build(laps)
     optimizer = case.adam(model)
     tensors = [tensor.to(laps.device) for tensor in (*case.inputs, case.labels)]
     for _ in range(epochs):
@@ -115,7 +132,7 @@ def train_assay(case: Case, laps: Laps, epochs: int) -> nn.Module:
     )
     order = Order(partition, config.batch_size)
     with reproducible(config):
-        model = case.build(laps.device)
+        model = case.build(laps)
         feed = resident_feed([*case.inputs, case.labels], order, laps.device)
         train_model(model, case.loss, feed, config, reports=Reports(epoch=lambda _: laps.lap()))
     return model
@@ -132,7 +149,7 @@ def _loader(case: Case, device: torch.device) -> DataLoader[Any]:
 
 def train_dataloader(case: Case, laps: Laps, epochs: int) -> nn.Module:
     """A TensorDataset behind a DataLoader, as in PyTorch's tutorials."""
-    model = case.build(laps.device)
+    model = case.build(laps)
     optimizer = case.adam(model)
     loader = _loader(case, laps.device)
     for _ in range(epochs):
@@ -154,7 +171,7 @@ def train_accelerate(case: Case, laps: Laps, epochs: int) -> nn.Module:
     # Its state is one per process and keeps the first device otherwise.
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=laps.device.type == "cpu")
-    model = case.build(laps.device)
+    model = case.build(laps)
     prepared, optimizer, loader = accelerator.prepare(
         model, case.adam(model), _loader(case, laps.device)
     )
@@ -203,7 +220,7 @@ def train_skorch(case: Case, laps: Laps, epochs: int) -> nn.Module:
             laps.lap()
 
     net = Net(
-        case.build(laps.device),
+        case.build(laps),
         criterion=_Criterion(case.loss),
         optimizer=torch.optim.Adam,
         lr=case.learning_rate,
@@ -227,7 +244,7 @@ def train_lightning(case: Case, laps: Laps, epochs: int) -> nn.Module:
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = case.build(laps.device)
+            self.net = case.build(laps)
 
         def training_step(self, batch: Any, _: int) -> Tensor:
             *inputs, labels = batch

@@ -29,7 +29,7 @@ from components.train.run import load_model, run_training, write_files
 
 
 class Value(BaseModel):
-    """A frozen JSON value; unknown fields are passed over, as another commit may have written it."""
+    """A frozen JSON value; unknown fields are passed over: another commit may have written it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -204,6 +204,8 @@ def measure_weights(registered: Path, rebuilt: Path) -> tuple[Difference, str]:
         for name, tensor in before.items()
     }
     worst = max(gaps, key=lambda name: gaps[name])
+    if gaps[worst] == np.inf:
+        return Difference(), f"weights: {worst} has a value that is no number on one side only."
     return Difference(weight=gaps[worst], tensor=worst), ""
 
 
@@ -221,7 +223,10 @@ def measure_outputs(model: Model, golden: Path) -> tuple[dict[str, float], str]:
         return {}, f"outputs: the rebuilt model does not take the golden rows: {error}"
     if any(name not in got or got[name].shape != array.shape for name, array in wanted.items()):
         return {}, "outputs: the rebuilt model has other outputs than the golden rows."
-    return {name: _largest(array, got[name]) for name, array in wanted.items()}, ""
+    gaps = {name: _largest(array, got[name]) for name, array in wanted.items()}
+    if np.inf in gaps.values():
+        return {}, "outputs: on the golden rows, one side only has a value that is no number."
+    return gaps, ""
 
 
 def _largest(before: np.ndarray, after: np.ndarray) -> float:
@@ -251,7 +256,7 @@ def conclude(
         text += f" in bytes, by at most {difference.weight:.1e} in a weight"
     if difference is not None and difference.outputs:
         text += f" and {max(difference.outputs.values()):.1e} in an output on the golden rows"
-    causes = [what for what in ("data", "config", "code") if what in differing]
+    causes = [what for what in differing if what in ("data", "config", "code")]
     causes += [check.what for check in environment if not check.agrees]
     return f"{text}. What else differs: {_listed(causes) or 'nothing that is recorded'}."
 

@@ -44,7 +44,8 @@ def read_rows_again(pipeline: Pipeline, settings: Settings, job: Job, folder: Pa
     wanted = job.data_fingerprint
     stored, state = _stored(pipeline, settings, job)
     notes = [f"snapshot: {state}"] if state else []
-    kept = Check(what="snapshot", recorded=wanted, rebuilt="not stored", agrees=None)
+    found = "damaged" if state else "not stored"  # planning takes it anew: no reason to disagree
+    kept = Check(what="snapshot", recorded=wanted, rebuilt=found, agrees=None)
     if stored is not None:
         kept = compare("snapshot", wanted, stored.fingerprint)
     try:

@@ -29,8 +29,8 @@ def why_not_exported(folder: Path, revision: str) -> str:
         return f"its commit {revision[:12]} is not in the repository of {folder}; fetch it"
     if _git(folder, "rev-parse", "--verify", "HEAD") == revision and not _changed(folder):
         return (
-            f"the pipeline's code is at its commit {revision[:12]} already; assay's own code or the "
-            "version of an engine differs"
+            f"the pipeline's code is at its commit {revision[:12]} already; assay's own code, or "
+            "the version of an engine, differs"
         )
     return ""
 

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     checkpoint_every_s: float = Field(
         60.0, gt=0, description="seconds between checkpoints within an epoch"
     )
+    train_deployment: str = Field(
+        "", description="deployment that retrain sends training to, as train/gpu; empty trains here"
+    )
     credentials_block: str = Field(
         "", description="name of a Prefect block of type Assay Credentials to read settings from"
     )

@@ -20,6 +20,15 @@ EXIT_CODES = """exit status:
   1  infrastructure"""
 
 
+REPRODUCE_EXIT_CODES = """exit status:
+  0  every digest agrees
+  3  a digest differs, or the rebuilt model cannot be trained or exported
+  2  usage or configuration: no such version, for example
+  1  infrastructure"""
+
+_KEPT = {"run": "finished stages are kept, run the same command to go on"}
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its status."""
     arguments = build_parser().parse_args(argv)
@@ -32,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         status = error.exit_code
     except KeyboardInterrupt:
         interrupt_received()
-        _say("assay: interrupted; finished stages are kept, run the same command to go on.")
+        _say(f"assay: interrupted; {_KEPT.get(arguments.command, 'nothing was changed')}.")
         status = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,9 +115,28 @@ def build_parser() -> argparse.ArgumentParser:
         help="a training setting, for example epochs=3; may be repeated",
     )
     run.add_argument("--json", action="store_true", help="end stdout with one JSON object")
+    _add_reproduce(commands)
     commands.add_parser("pipelines", help="list the registered pipelines")
     commands.add_parser("doctor", help="check versions, devices, settings and servers")
     return parser
+
+
+def _add_reproduce(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="rebuild a registered version from its record and compare every digest",
+        epilog=REPRODUCE_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    reproduce.add_argument(
+        "version",
+        metavar="MODEL@VERSION",
+        help="a registered version, or an alias: flights@champion",
+    )
+    reproduce.add_argument(
+        "--here", action="store_true", help="use the code that is here, not that of the commit"
+    )
+    reproduce.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def dispatch(arguments: argparse.Namespace) -> int:
@@ -128,6 +156,10 @@ def dispatch(arguments: argparse.Namespace) -> int:
                     as_json=arguments.json,
                 )
             )
+        case "reproduce":
+            from flows.reproduce import reproduce
+
+            return reproduce(arguments.version, here=arguments.here, as_json=arguments.json)
         case "pipelines":
             return list_pipelines()
         case "doctor":

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from components.adapters.mlflow_tracking import check_mlflow, configure_mlflow
+from components.adapters.prefect_deployments import check_placement
 from components.adapters.prefect_server import (
     HOST,
     EmbeddedServer,
@@ -35,9 +36,10 @@ def run(request: Request) -> int:
     started = time.perf_counter()
     pipeline_entries()
     settings = load_settings()
+    named = os.environ.get("PREFECT_API_URL") or settings.prefect_api_url
+    check_placement(settings, named)
     make_root(settings.root)
     check_mlflow(settings)
-    named = os.environ.get("PREFECT_API_URL") or settings.prefect_api_url
     with contextlib.redirect_stdout(sys.stderr), prefect_api(settings, named) as server:
         from flows.embedded import execute
 

@@ -27,7 +27,9 @@ def execute(
         InfrastructureError: MLflow or Prefect cannot be used.
     """
     pipeline = load_pipeline(request.pipeline)
-    choose_device(resolve_config(pipeline, request.seed, request.assignments))
+    config = resolve_config(pipeline, request.seed, request.assignments)
+    if not settings.train_deployment:  # else the device is that of another machine
+        choose_device(config)
     if request.as_of is not None and not pipeline.dated:
         print(f"assay: --as-of is ignored: the data of {pipeline.name} has no dates.")
     connect(settings)

@@ -30,6 +30,9 @@ AsOf = Annotated[
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1), Described("seed of weights and order")]
 Settings = Annotated[list[str], Described("training settings as key=value, for example epochs=3")]
 Force = Annotated[bool, Described("train anew though nothing changed")]
+TrainInto = Annotated[
+    str, Described("MLflow run that holds a job to train; set by retrain, and outranks the others")
+]
 RunId = Annotated[
     str, Field(min_length=1), Described("MLflow run that holds the stage before this one")
 ]

@@ -12,6 +12,7 @@ from tasks.plan import plan
 from tasks.register import register
 from tasks.smoke_test import smoke_test
 from tasks.train import train
+from tasks.train_remote import check_placement
 from tasks.validate import validate
 
 
@@ -25,6 +26,7 @@ def retrain(
 ) -> Decision:
     """Retrain a pipeline's model, prove it, and let it become champion if it earned it."""
     enter_flow()
+    check_placement()
     job = plan(pipeline, as_of, seed, settings, force)
     trained = train(job)
     validated = validate(trained)

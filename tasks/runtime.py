@@ -92,21 +92,22 @@ class Workspace:
             seconds=round(time.perf_counter() - self._started, 3), flow_run_id=str(flow_run.id)
         )
 
-    def keep(self, record: RecordT) -> RecordT:
-        """Store the stage's record in the MLflow run, where a stage run by hand finds it."""
-        path = self.folder / f"{self.stage}.json"
+    def keep(self, record: RecordT, name: str = "") -> RecordT:
+        """Store a record, by default the stage's, in the MLflow run, where others find it."""
+        path = self.folder / f"{name or self.stage}.json"
         path.write_text(record.model_dump_json(indent=1))
         self.tracking.put(self.run_id, path, "records")
         return record
 
 
 @contextlib.contextmanager
-def stage(name: str, given: Job | StageRecord) -> Iterator[Workspace]:
+def stage(name: str, given: Job | StageRecord, run_id: str = "") -> Iterator[Workspace]:
     """Open a workspace; a failure inside ends the MLflow run and says why on it.
 
     Args:
         name: The stage's name.
         given: The record that the stage works on.
+        run_id: The MLflow run to work in, if it is not the record's.
 
     Raises:
         InfrastructureError: The state folder or MLflow cannot be used.
@@ -117,7 +118,8 @@ def stage(name: str, given: Job | StageRecord) -> Iterator[Workspace]:
         work.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=work, prefix=f"{name}-")
     with folder, single_threaded():
-        space = Workspace(name, settings, connect(settings), Path(folder.name), mlflow_run(given))
+        run_id = run_id or mlflow_run(given)
+        space = Workspace(name, settings, connect(settings), Path(folder.name), run_id)
         if space.run_id:
             space.tracking.resume(space.run_id)
         try:
@@ -142,7 +144,18 @@ def _reject(space: Workspace, given: Job | StageRecord, error: GateError) -> Non
         stage=space.ended(),
     )
     publish_rejection(space.stage, error.failures)
+    _keep_rejection(space, error.rejection)
     _close(space, "rejected", error)
+
+
+def _keep_rejection(space: Workspace, rejection: Rejection) -> None:
+    """Leave it in the MLflow run, where a run on another machine looks for the reason."""
+    if not space.run_id:
+        return
+    try:
+        space.keep(rejection, "rejection")
+    except (InfrastructureError, OSError) as second:
+        space.log.warning("The rejection could not be stored: %s", second)
 
 
 def _close(space: Workspace, decision: str, error: BaseException) -> None:

@@ -16,9 +16,10 @@ from components.train.device import choose_device
 from components.train.environment import training_environment
 from components.train.loop import Reports
 from components.train.run import run_training, write_files
-from tasks.checkpoints import job_checkpoints
+from tasks.checkpoints import drop_checkpoints, job_checkpoints
 from tasks.progress import TrainingProgress, progress_bar
-from tasks.runtime import Workspace, keyed, stage
+from tasks.runtime import Workspace, current_settings, keyed, stage
+from tasks.train_remote import train_elsewhere
 
 
 @task(
@@ -28,23 +29,56 @@ from tasks.runtime import Workspace, keyed, stage
     result_serializer="json",
 )
 def train(job: Job) -> TrainedModel:
-    """Train the job's model; the weights go to a new MLflow run.
+    """Train the job's model, here or where the settings say; the weights go to a new MLflow run.
 
     Raises:
-        InfrastructureError: A GPU is required and absent, or MLflow cannot be used.
+        InfrastructureError: A required GPU is absent, a worker failed, or MLflow cannot be used.
         GateError: The loss stopped being finite.
     """
+    deployment = current_settings().train_deployment
+    if not deployment:
+        return train_here(job)
+    with stage("train", job) as space:
+        space.run_id = _start_run(space, job)
+        return space.keep(train_elsewhere(space, job, deployment))
+
+
+@task(
+    name="train",
+    cache_key_fn=keyed("train"),
+    persist_result=True,
+    result_serializer="json",
+)
+def train_alone(job: Job) -> TrainedModel:
+    """Train the job's model in this process, whatever the settings say; else as :func:`train`."""
     return train_here(job)
 
 
-def train_here(job: Job) -> TrainedModel:
-    """Train in this process, from the job's last checkpoint if there is one."""
+@task(name="train", result_serializer="json", persist_result=False)
+def train_into(job: Job, run_id: str) -> TrainedModel:
+    """Train the job's model in this process, into the MLflow run of whoever waits for it.
+
+    Not cached: the weights must lie in that run. Its checkpoints are on this machine, so they go
+    here.
+    """
+    trained = train_here(job, run_id)
+    drop_checkpoints(current_settings(), job)
+    return trained
+
+
+def train_here(job: Job, run_id: str = "") -> TrainedModel:
+    """Train in this process, from the job's last checkpoint if there is one.
+
+    Args:
+        job: What to train.
+        run_id: The MLflow run to train into; empty starts one.
+    """
     pipeline = load_pipeline(job.pipeline)
     config = type(pipeline.config).model_validate(job.config)
     choose_device(config)
-    with stage("train", job) as space:
+    with stage("train", job, run_id) as space:
         snapshot = open_data(pipeline, space.settings, job)
-        space.run_id = _start_run(space, job)
+        space.run_id = space.run_id or _start_run(space, job)
         space.put("profile.json", profile_json(snapshot))
         space.put("profile.png", draw_profile(snapshot))
         checkpoints = job_checkpoints(space.settings, job, space.log.warning)

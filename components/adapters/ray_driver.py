@@ -22,7 +22,7 @@ from components.adapters.ray_train import encode_error
 from components.errors import AssayError, InfrastructureError
 
 _POLL_S = 0.2
-_STOP_S = 10.0
+_STOP_S = 5.0
 _STARTS_WITHOUT_ROOM = 10
 _STORE_BYTES = 80_000_000
 _TRAIN_ENVIRONMENT = {
@@ -47,7 +47,7 @@ def drive(job: Job, send: Send) -> None:
     except (OSError, RuntimeError, ValueError, ImportError, ray.exceptions.RayError) as error:
         where = job["address"] or "this machine"
         problem = InfrastructureError(
-            f"Ray must start or be reached on {where}; it said: {_first_line(error)}. Mend that, "
+            f"Ray must start or be reached on {where}; it said: {_last_line(error)}. Mend that, "
             "or set ASSAY_RAY_ADDRESS to another cluster."
         )
         send({"kind": "error", "value": encode_error(problem)})
@@ -59,7 +59,7 @@ def drive(job: Job, send: Send) -> None:
         remote = ray.remote(fit).options(num_cpus=0, max_retries=0)
         failure = _follow(remote.remote(json.dumps(job), messages), messages, send)
     except ray.exceptions.RayError as error:
-        failure = f"the Ray cluster must outlive the job; it failed: {_first_line(error)}."
+        failure = f"the Ray cluster must outlive the job; it failed: {_last_line(error)}."
     finally:
         ray.shutdown()
     send({"kind": "ended", "failure": failure})
@@ -69,7 +69,10 @@ def _connect(job: Job) -> None:
     import ray
 
     if job["address"]:
-        ray.init(address=job["address"], log_to_driver=False)
+        try:
+            ray.init(address=job["address"], log_to_driver=False)
+        except ConnectionAbortedError:  # a new cluster's ray:// server may miss its first client
+            ray.init(address=job["address"], log_to_driver=False)
         return
     ray.init(
         address="local",
@@ -101,24 +104,23 @@ def _follow(task: Any, messages: Any, send: Send) -> str:
     return str(ray.get(task))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:300]
+def _last_line(error: BaseException) -> str:
+    """Ray's errors are the output of a process; the reason comes last."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip().rstrip(".")[:300]
 
 
 def fit(text: str, messages: Any) -> str:
     """A task on the cluster: hold the group of workers until it is done; say what failed."""
     os.environ.update(_TRAIN_ENVIRONMENT)  # read by Ray Train in this process
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.backend import BackendConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     job = json.loads(text)
     resources = {"CPU": job["cpus"]} | ({"GPU": 1} if job["use_gpu"] else {})
     with tempfile.TemporaryDirectory(prefix="assay-ray-") as storage:  # Ray leaves a marker in it
-        trainer = TorchTrainer(
+        trainer = DataParallelTrainer(
             work,
             train_loop_config={**job, "messages": messages},
-            torch_config=BackendConfig(),  # workers find each other by themselves, see _join
             scaling_config=ScalingConfig(
                 num_workers=job["workers"],
                 use_gpu=job["use_gpu"],
@@ -146,11 +148,10 @@ def _describe(error: Exception, job: Job) -> str:
         return (
             f"Ray must place {job['workers']} workers with {job['cpus']} CPUs"
             f"{' and a GPU' if job['use_gpu'] else ''} each; it did not: "
-            f"{str(error).strip().splitlines()[-1][:300]}. Enlarge the cluster, or lower workers."
+            f"{_last_line(error)}. Enlarge the cluster, or lower workers."
         )
     reasons = "; ".join(
-        f"rank {rank}: {str(reason).strip().splitlines()[-1][:300]}"
-        for rank, reason in sorted(lost.items())
+        f"rank {rank}: {_last_line(reason)}" for rank, reason in sorted(lost.items())
     )
     return (
         f"workers must not be lost more than {job['max_failures']} times; the last time it was "
@@ -181,6 +182,8 @@ def work(config: Job) -> None:
         if again:
             raise RuntimeError(str(error)) from None
         return  # the others may wait for this one in a collective; the driver ends them all
+    except Exception as error:  # Ray would keep the message and drop the type
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
     dist.destroy_process_group()
 
 

@@ -253,7 +253,8 @@ def _short_path(folder: Path) -> Iterator[Path]:
     if len(os.fsencode(folder)) <= _SOCKET_PATH_BYTES:
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="assay-") as short:
+    # TMPDIR may be long itself.
+    with tempfile.TemporaryDirectory(prefix="assay-ray-", dir="/tmp") as short:
         link = Path(short) / "r"
         link.symlink_to(folder)
         try:

@@ -1,5 +1,6 @@
 """Rows from Parquet files; what lies outside of the window is not read."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -57,7 +58,8 @@ class ParquetSource(DataSource):
         check_window(window, schema.arrow)
         self._files = DataFiles(path, SUFFIXES)
         self._schema, self._window = schema, window
-        self._partitions = _Partitions(dict(partitioned_by))
+        zoned = any(getattr(schema.arrow.field(n).type, "tz", None) for n in window.columns())
+        self._partitions = _Partitions(dict(partitioned_by), _DAY if zoned else 0 * _DAY)
         if partitioned_by and not window.columns():
             raise ContractError(
                 "partitioned_by goes with a window on a time column; got a window by row number. "
@@ -89,7 +91,7 @@ class ParquetSource(DataSource):
     def _rows(self, interval: Interval | None) -> Iterator[pa.RecordBatch]:
         for file in self._files.found():
             period = self._partitions.period(file)
-            if interval is None or period is None or period.meets(interval):
+            if interval is None or period is None or interval.overlaps(period.first, period.after):
                 with storage_answers(file.path):
                     yield from self._read(file, interval, period)
 
@@ -153,6 +155,7 @@ def _unreadable(file: DataFile, error: Exception) -> str:
     )
 
 
+@final
 @dataclass(frozen=True)
 class _Period:
     """The days that a partition holds, from ``first`` up to, not including, ``after``."""
@@ -160,16 +163,11 @@ class _Period:
     first: date
     after: date
 
-    def meets(self, interval: Interval) -> bool:
-        """A time zone may move a row by a day from the partition's name."""
-        return interval.overlaps(self.first - _DAY, self.after + _DAY)
-
     def check(self, times: pa.Array, where: str) -> None:
         """Refuse rows that another partition's name announces: they would be missed there."""
-        slack = _DAY if pa.types.is_timestamp(times.type) and times.type.tz else 0 * _DAY
-        ends = pc.min_max(times).as_py()
-        days = [v.date() if isinstance(v, datetime) else v for v in ends.values() if v is not None]
-        if any(not self.first - slack <= day < self.after + slack for day in days):
+        ends = [value for value in pc.min_max(times).as_py().values() if value is not None]
+        days = [value.date() if isinstance(value, datetime) else value for value in ends]
+        if any(not self.first <= day < self.after for day in days):
             raise DataError(
                 f"a partition must hold the times that its name says; {where} has rows from "
                 f"{days[0]} to {days[-1]}. Mend the data, or partitioned_by of the source."
@@ -178,19 +176,24 @@ class _Period:
 
 @final
 class _Partitions:
-    """What the names of folders say about the time column."""
+    """What the names of folders say about the time column.
 
-    def __init__(self, formats: Mapping[str, str]) -> None:
-        self._formats = formats
-        joined = " ".join(formats.values())
-        self._unit = next(
-            (unit for unit, signs in _UNITS.items() if any(s in joined for s in signs)), ""
-        )
-        if formats and (not self._unit or not any(sign in joined for sign in ("%Y", "%y"))):
+    Args:
+        formats: strftime's format by folder.
+        slack: How far the names may be from the column's own days, because of its time zone.
+    """
+
+    def __init__(self, formats: Mapping[str, str], slack: timedelta) -> None:
+        self._formats, self._slack = formats, slack
+        signs = set(re.findall(r"%(.)", " ".join(formats.values())))
+        known = signs <= {sign for unit in _SIGNS.values() for sign in unit}
+        if formats and not (known and signs & _SIGNS["year"]):
             raise ContractError(
-                "partitioned_by must give formats that name a year, a month or a day, with the "
-                f"year; got {joined!r}. Write them for strftime, for example '%Y-%m'."
+                "partitioned_by must give formats that name a day, a month or a year, and always "
+                f"the year; got {', '.join(formats.values())}. Write them for strftime, for "
+                "example '%Y-%m'."
             )
+        self._unit = next((unit for unit in _SIGNS if signs & _SIGNS[unit]), "")
 
     def period(self, file: DataFile) -> _Period | None:
         """The days that a file may hold; None where nothing is declared.
@@ -210,11 +213,16 @@ class _Partitions:
                 "Move it, or mend partitioned_by of the source."
             ) from error
         first = moment.date()
-        if self._unit == "day":
-            return _Period(first, first + _DAY)
-        if self._unit == "month":
-            return _Period(first, (first.replace(day=1) + 31 * _DAY).replace(day=1))
-        return _Period(first, date(first.year + 1, 1, 1))
+        days = {"hour": 1, "day": 1, "month": 31, "year": 366}[self._unit]
+        after = first + days * _DAY
+        if self._unit in ("month", "year"):  # the first day of the next
+            after = after.replace(day=1)
+        return _Period(first - self._slack, after + self._slack)
 
 
-_UNITS = {"day": ("%d", "%j"), "month": ("%m", "%b", "%B"), "year": ("%Y", "%y")}
+_SIGNS = {
+    "hour": {"H", "M", "S"},
+    "day": {"d", "j"},
+    "month": {"m", "b", "B"},
+    "year": {"Y", "y"},
+}

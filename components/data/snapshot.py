@@ -142,7 +142,7 @@ class _File:
 
 
 def open_snapshot(storage: Storage, fingerprint: str) -> Snapshot | None:
-    """A stored snapshot; None where there is none.
+    """A stored snapshot, which is noted as used; None where there is none.
 
     Args:
         storage: The folder of a pipeline's snapshots.
@@ -151,16 +151,22 @@ def open_snapshot(storage: Storage, fingerprint: str) -> Snapshot | None:
     Raises:
         DataError: It is damaged.
     """
+    snapshot = look_at_snapshot(storage, fingerprint)
+    if snapshot is not None:
+        note_use(storage, fingerprint)
+    return snapshot
+
+
+def look_at_snapshot(storage: Storage, fingerprint: str) -> Snapshot | None:
+    """As :func:`open_snapshot`, but it does not count as used."""
     folder = storage.below(fingerprint)
     manifest = read_manifest(folder, fingerprint)
-    if manifest is None:
-        return None
-    touch(folder)
-    return Snapshot(folder, manifest)
+    return None if manifest is None else Snapshot(folder, manifest)
 
 
-def touch(folder: Storage) -> None:
-    """Note that a snapshot was used: the oldest are deleted first."""
+def note_use(storage: Storage, fingerprint: str) -> None:
+    """Note that a snapshot was used: the one whose use is longest ago is deleted first."""
+    folder = storage.below(fingerprint)
     if folder.local is not None:
         os.utime(folder.local / MANIFEST)
     else:

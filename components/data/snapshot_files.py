@@ -123,6 +123,7 @@ class SnapshotWriter:
                 compression="snappy",
                 write_statistics=False,
                 write_page_checksum=True,
+                use_compliant_nested_type=False,  # or the elements of lists are renamed
             )
             self._writers[split] = self._open.enter_context(writer)
         return self._writers[split]

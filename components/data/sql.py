@@ -1,15 +1,14 @@
 """Rows from a database, streamed in the order of their key."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import pyarrow as pa
-import sqlalchemy as sa
 from pydantic import SecretStr
-from sqlalchemy.exc import DBAPIError
 
 from components.contract import DataSource, Split
 from components.data.cast import from_rows
@@ -24,6 +23,9 @@ from components.data.windows import (
     require_rows,
 )
 from components.errors import ContractError, DataError
+
+if TYPE_CHECKING:  # a machine that only trains may lack it
+    import sqlalchemy as sa
 
 _FETCH = 16_384
 """Rows that are asked for at a time."""
@@ -114,6 +116,8 @@ class SqlSource(DataSource):
 
     def _rows(self, interval: Interval | None) -> Iterator[pa.RecordBatch]:
         """Every row of the interval, over as many connections as it takes."""
+        from sqlalchemy.exc import DBAPIError
+
         engine = make_engine(self._url)
         last: tuple[Any, ...] | None = None
         number = failures = 0
@@ -150,12 +154,16 @@ class SqlSource(DataSource):
         return tuple(row[self._schema.names.index(name)] for name in self._schema.key)
 
     def _stream(
-        self, engine: sa.Engine, interval: Interval | None, last: tuple[Any, ...] | None
+        self, engine: "sa.Engine", interval: Interval | None, last: tuple[Any, ...] | None
     ) -> Iterator[list[Sequence[Any]]]:
         """Rows over one connection: all, or those after the last key."""
         statement = self._statement(interval, last)
-        with engine.connect() as connection:
-            result = connection.execution_options(yield_per=_FETCH).execute(statement)
+        with (
+            engine.connect() as connection,
+            contextlib.closing(
+                connection.execution_options(yield_per=_FETCH).execute(statement)
+            ) as result,
+        ):
             for part in result.partitions():
                 rows: list[Sequence[Any]] = list(part)
                 if last is not None:
@@ -177,7 +185,9 @@ class SqlSource(DataSource):
 
     def _statement(
         self, interval: Interval | None, last: tuple[Any, ...] | None
-    ) -> sa.Select[tuple[Any, ...]]:
+    ) -> "sa.Select[tuple[Any, ...]]":
+        import sqlalchemy as sa
+
         rows = self._selectable()
         keys = [self._ordered(rows, name) for name in self._schema.key]
         statement = sa.select(*[rows.c[name] for name in self._schema.names]).order_by(*keys)
@@ -193,7 +203,9 @@ class SqlSource(DataSource):
             statement = statement.where(after)
         return statement
 
-    def _selectable(self) -> sa.FromClause:
+    def _selectable(self) -> "sa.FromClause":
+        import sqlalchemy as sa
+
         columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._schema.names]
         if self._table:
             schema, _, name = self._table.rpartition(".")
@@ -201,8 +213,10 @@ class SqlSource(DataSource):
         text = self._query.strip().rstrip(";").replace(":", "\\:")  # no colon is a parameter
         return sa.text(text).columns(*columns).subquery("source_rows")
 
-    def _ordered(self, rows: sa.FromClause, name: str) -> sa.ColumnElement[Any]:
+    def _ordered(self, rows: "sa.FromClause", name: str) -> "sa.ColumnElement[Any]":
         """A column of the key; text is ordered by its bytes, as Arrow and files order it."""
+        import sqlalchemy as sa
+
         if pa.types.is_string(self._schema.arrow.field(name).type):
             return sa.collate(rows.c[name], "BINARY" if self._sqlite else "C")
         return rows.c[name]

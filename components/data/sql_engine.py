@@ -2,14 +2,16 @@
 
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import sqlalchemy as sa
 from pydantic import SecretStr
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.pool import NullPool
 
 from components.errors import AssayError, ConfigError, DataError, InfrastructureError
+
+if TYPE_CHECKING:  # a machine that only trains may lack it
+    import sqlalchemy as sa
+    from sqlalchemy.exc import DBAPIError
 
 _POSTGRES = "postgresql"
 _DEFAULTS = {
@@ -36,12 +38,15 @@ _HINTS = {
 }
 
 
-def parse_url(url: SecretStr) -> sa.URL:
+def parse_url(url: SecretStr) -> "sa.URL":
     """Read an SQLAlchemy URL, never showing it.
 
     Raises:
         ConfigError: It is empty, not a URL, or of a database that is not supported.
     """
+    import sqlalchemy as sa
+    from sqlalchemy.exc import ArgumentError
+
     if not url.get_secret_value():
         raise ConfigError(
             "a source that reads a database needs its address; ASSAY_DATABASE_URL is empty. Set it "
@@ -63,18 +68,21 @@ def parse_url(url: SecretStr) -> sa.URL:
     return parsed.set(drivername=f"{_POSTGRES}+psycopg") if kind == _POSTGRES else parsed
 
 
-def describe_url(url: sa.URL) -> str:
+def describe_url(url: "sa.URL") -> str:
     """The URL without its password; options are left out, which may hold another."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def make_engine(url: sa.URL) -> sa.Engine:
+def make_engine(url: "sa.URL") -> "sa.Engine":
     """An engine whose connections are made anew each time, and only read.
 
     Raises:
         ConfigError: The driver is not installed.
         DataError: The SQLite file is not there.
     """
+    import sqlalchemy as sa
+    from sqlalchemy.pool import NullPool
+
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(Path(url.database or ""))
     given = url.update_query_dict({**_DEFAULTS, **url.query})
@@ -90,7 +98,10 @@ def make_engine(url: sa.URL) -> sa.Engine:
         ) from None
 
 
-def _sqlite_engine(path: Path) -> sa.Engine:
+def _sqlite_engine(path: Path) -> "sa.Engine":
+    import sqlalchemy as sa
+    from sqlalchemy.pool import NullPool
+
     if not path.is_file():
         raise DataError(
             f"ASSAY_DATABASE_URL must lead to an SQLite file; there is none at {path}. Create it, "
@@ -105,7 +116,7 @@ def _sqlite_engine(path: Path) -> sa.Engine:
     )
 
 
-def is_passing(error: DBAPIError) -> bool:
+def is_passing(error: "DBAPIError") -> bool:
     """Whether the same request may succeed a little later, over a new connection."""
     if isinstance(error.orig, sqlite3.Error):
         return False
@@ -118,7 +129,7 @@ def is_passing(error: DBAPIError) -> bool:
     return starting or "FATAL" not in text
 
 
-def explain(error: DBAPIError, url: sa.URL, rows: str, progress: str) -> AssayError:
+def explain(error: "DBAPIError", url: "sa.URL", rows: str, progress: str) -> AssayError:
     """What went wrong, and what to do; the cause's own text is the server's.
 
     Args:
@@ -127,7 +138,9 @@ def explain(error: DBAPIError, url: sa.URL, rows: str, progress: str) -> AssayEr
         rows: What was read, such as ``table flights``.
         progress: How far reading went.
     """
-    text = " ".join(str(error.orig).split())
+    details = getattr(error.orig, "diag", None)
+    text = " ".join(str(getattr(details, "message_primary", None) or error.orig).split())
+    text = text.rstrip(".?")
     place = f"{rows} at {describe_url(url)}"
     state = getattr(error.orig, "sqlstate", None) or ""
     if isinstance(error.orig, sqlite3.Error):

@@ -15,7 +15,7 @@ from components.contract import DataSource, Split
 from components.data.chunks import rechunk
 from components.data.encoding import Features
 from components.data.quality import QualityCheck
-from components.data.snapshot import Snapshot, open_snapshot
+from components.data.snapshot import Snapshot, look_at_snapshot, note_use, open_snapshot
 from components.data.snapshot_files import (
     MANIFEST,
     SPLITS,
@@ -117,6 +117,7 @@ class _Copying:
         """The snapshot of everything that passed."""
         if self._known is not None:
             if self._known.fingerprint == fingerprint_of(self._schema, rows):
+                note_use(self._storage, self._known.fingerprint)
                 return self._known
             self._catch_up()  # the known one has more rows
         manifest = self._writer.finish(rows)
@@ -128,7 +129,7 @@ def _last_used(storage: Storage, schema: pa.Schema) -> Snapshot | None:
     used = _use(storage)
     for name in sorted(used, key=lambda name: used[name], reverse=True)[:1]:
         with contextlib.suppress(DataError):
-            snapshot = open_snapshot(storage, name)
+            snapshot = look_at_snapshot(storage, name)
             if snapshot is not None and snapshot.schema.equals(schema):
                 require_intact(storage.below(name), snapshot.manifest)
                 return snapshot

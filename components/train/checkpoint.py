@@ -20,7 +20,7 @@ from components.digest import digest_json
 from components.storage import Storage
 
 KEPT = 2
-_NAME = re.compile(r"^checkpoint-(\d{4})-(\d{10})\.json$")
+_NAME = re.compile(r"^checkpoint-\d{8}-\d{10}\.json$")
 
 
 class Epoch(BaseModel):
@@ -44,7 +44,7 @@ class Progress(BaseModel):
     Args:
         epoch: The epoch that is under way, from 1.
         step: Its next step, from 0.
-        loss: Sum of the losses of its rows so far.
+        loss: Sum of the losses of its rows so far, in this process.
         norms: Sum and number of the gradient norms measured in it.
         history: The epochs before.
         best: Number of the epoch with the lowest validation loss; 0 before the first has ended.
@@ -63,7 +63,7 @@ class Progress(BaseModel):
     history: list[Epoch] = []
     best: int = 0
     finished: bool = False
-    scaler: dict[str, float] = {}
+    scaler: dict[str, int | float] = {}
     python: list[Any] = []
     numpy: list[Any] = []
 
@@ -98,7 +98,7 @@ class Checkpoints:
             OSError: It could not be written; those before it are intact.
         """
         progress = state.progress
-        name = f"checkpoint-{progress.epoch:04d}-{progress.step:010d}"
+        name = f"checkpoint-{progress.epoch:08d}-{progress.step:010d}"
         tensors = save_tensors(state.tensors)
         content = {
             "key": self._key,
@@ -106,13 +106,11 @@ class Checkpoints:
             "progress": progress.model_dump(mode="json"),
         }
         record = _Sealed(**content, sha256=digest_json(content))
+        self._prune()  # what an earlier failure left may be what fills the disk
         self._storage.delete(f"{name}.json")  # else it would speak of other tensors for a moment
         self._storage.write(f"{name}.safetensors", tensors)
         self._storage.write(f"{name}.json", record.model_dump_json().encode())
-        kept = self._names()[:KEPT]
-        for other in self._storage.names():
-            if other.rpartition(".")[0] not in kept:
-                self._storage.delete(other)
+        self._prune()
 
     def load(self) -> State | None:
         """The latest checkpoint that is whole and belongs to this job."""
@@ -125,6 +123,12 @@ class Checkpoints:
                     "from the one before it, or from the start."
                 )
         return None
+
+    def _prune(self) -> None:
+        kept = self._names()[:KEPT]
+        for name in self._storage.names():
+            if name.rpartition(".")[0] not in kept:
+                self._storage.delete(name)
 
     def _names(self) -> list[str]:
         """Names without their endings, the latest first."""

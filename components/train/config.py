@@ -15,7 +15,7 @@ class TrainConfig(BaseModel):
 
     epochs: int = Field(10, ge=1, description="upper bound on passes over the training rows")
     batch_size: int = Field(
-        256, ge=1, description="most rows in one optimiser step; batches differ by one row at most"
+        256, ge=1, description="most rows in one optimiser step, plus one for each shard but one"
     )
     accumulate: int = Field(
         1, ge=1, description="parts of a batch that go through the network one after another"
@@ -66,6 +66,11 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"workers must divide shards, so that each trains on as many; got workers="
                 f"{self.workers} and shards={self.shards}"
+            )
+        if self.parts > self.batch_size:
+            raise ValueError(
+                "batch_size must be at least shards, so that no step is without rows; got "
+                f"batch_size={self.batch_size} and {self.parts} shards"
             )
         return self
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from components.errors import InfrastructureError
@@ -40,8 +42,11 @@ def reproducible(config: TrainConfig) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     # cuBLAS reads this when its first handle is made; without it matrix products may differ.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with torch.random.fork_rng():
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
+        random.seed(config.seed)
+        np.random.seed(config.seed)
         torch.set_num_threads(config.threads)
         torch.use_deterministic_algorithms(True)
         try:
@@ -49,6 +54,8 @@ def reproducible(config: TrainConfig) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             torch.set_num_threads(threads)
+            random.setstate(python)
+            np.random.set_state(legacy)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ Legend: B = rows of a step, N = rows of the training split.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import final
 
@@ -47,8 +47,11 @@ class Feed:
         held = np.concatenate([order.partition.held_rows(chunk) for chunk in chunks])
         self.held = [tensor.to(device) for tensor in read(held)]
 
-    def batches(self, epoch: int, start: int) -> Iterator[Tensors]:
-        """Yield the batch of every step, joined from this process's shards."""
+    def batches(self, epoch: int, start: int) -> Generator[Tensors]:
+        """Yield the batch of every step from ``start``, joined from this process's shards.
+
+        Close it where it is left early: a thread may be reading for it.
+        """
         order = self.order.epoch(epoch)
         parts = [self._shard(order, shard, start) for shard in self._shards]
         if len(parts) == 1:

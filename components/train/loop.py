@@ -1,5 +1,6 @@
 """The training loop: plain autograd, the same bytes for the same seed, interrupted or not."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +10,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from components.errors import GateError
-from components.train.checkpoint import Checkpoints, Epoch
+from components.errors import GateError, InfrastructureError
+from components.train.checkpoint import Checkpoints, Epoch, State
 from components.train.config import TrainConfig
 from components.train.feed import Feed, Tensors
 from components.train.hooks import GradientNorm
@@ -29,7 +30,7 @@ _MOST_NAMED = 8
 class Trained:
     """The best weights (on CPU), and how they were reached.
 
-    ``resumed`` is the epoch and step of the checkpoint that training went on from, if there was one.
+    ``resumed`` is the epoch and step of the checkpoint that training went on from, if any.
     """
 
     state: dict[str, Tensor]
@@ -93,6 +94,7 @@ def train_model(
     Raises:
         GateError: The loss stops being finite.
         ContractError: The loss has a shape that cannot be reduced.
+        InfrastructureError: The processes of the group found different checkpoints.
         KeyboardInterrupt: ``reports.stop`` asked for it.
     """
     loop = _Loop(model, loss, feed, config, class_weights, group, reports)
@@ -143,6 +145,7 @@ class _Loop:
         self._looked = self._saved = time.monotonic()
         standing = self._standing
         found = checkpoints.load() if checkpoints else None
+        self._require_same_start(found)
         if found is not None:
             standing.restore(found)
             self._reports.resumed(standing.progress.history)
@@ -164,14 +167,25 @@ class _Loop:
         progress = self._standing.progress
         self._model.train()
         sizes = self._feed.order.epoch(progress.epoch).sizes()
-        for batch in self._feed.batches(progress.epoch, progress.step):
-            wanted = self._step(batch, sizes[progress.step], self._due())
-            progress.step += 1
-            if wanted:
-                self._save()
-                if self._reports.stop():
-                    raise KeyboardInterrupt
+        with contextlib.closing(self._feed.batches(progress.epoch, progress.step)) as batches:
+            for batch in batches:
+                wanted = self._step(batch, sizes[progress.step], self._due())
+                progress.step += 1
+                if wanted:
+                    self._save()
+                    if self._reports.stop():
+                        raise KeyboardInterrupt
         self._settle()
+
+    def _require_same_start(self, found: State | None) -> None:
+        here = (found.progress.epoch, found.progress.step) if found else (1, 0)
+        starts = [tuple(start.tolist()) for start in self._group.gather(torch.tensor(here))]
+        if len(set(starts)) > 1:
+            raise InfrastructureError(
+                "all processes must go on from the same checkpoint; by rank they found epoch and "
+                f"step {', '.join(map(str, starts))}. Let ASSAY_CHECKPOINT_ROOT name a place that "
+                "every worker can read."
+            )
 
     def _step(self, batch: Tensors, rows: int, flag: bool) -> bool:
         """One step of the optimiser; says whether any process wants a checkpoint after it."""
@@ -185,7 +199,7 @@ class _Loop:
             parameter.grad = None
         value = self._objective.backward(batch, rows)
         wanted = self._group.sum_gradients(self._parameters, flag)
-        self._norm.step = done
+        self._norm.step = progress.step
         if (scaler := self._objective.scaler) is None:
             self._optimizer.step()
         else:
@@ -233,11 +247,14 @@ class _Loop:
             torch.tensor(progress.loss, dtype=torch.float64, device=self._feed.device)
         )
         self._group.share(list(self._model.buffers()))
+        value = self._objective.evaluate(self._model, self._feed.held)
+        held = torch.tensor(value, dtype=torch.float64)
+        self._group.share([held])  # it decides when to stop, so all must see the same number
         norms, count = progress.norms
         epoch = Epoch(
             number=progress.epoch,
             train_loss=float(loss) / order.rows,
-            validation_loss=self._objective.evaluate(self._model, self._feed.held),
+            validation_loss=held.item(),
             learning_rate=self._schedule(progress.epoch * order.steps - 1)[0],
             gradient_norm=norms / max(1, count),
         )

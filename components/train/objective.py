@@ -19,6 +19,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps logits and labels to the loss of each row (B,), or to their mean."""
 
 _EVALUATION_ROWS = 16_384
+_EVALUATION_PARTS = 4
+"""Parts of a training batch that fit where none is kept for the way back."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -52,6 +54,8 @@ class Objective:
         self._model = model
         self._loss = loss
         self._parts = config.accumulate
+        part = -(-config.batch_size // config.accumulate)
+        self._most = min(_EVALUATION_ROWS, _EVALUATION_PARTS * part)
         self._device = device
         self._weights = None if class_weights is None else class_weights.to(device)
         self._group = group
@@ -60,7 +64,7 @@ class Objective:
         self.scaler = torch.amp.GradScaler(device.type) if half else None
 
     def backward(self, batch: Tensors, rows: int) -> Tensor:
-        """Add the gradient of the mean loss over ``rows`` rows, of which the batch is all or a part.
+        """Add the gradient of the mean loss over ``rows`` rows: the batch, or more than it.
 
         The batch goes through the network in parts; each counts by its rows, so the sum of the
         gradients is that of the mean over all rows, however unequal the parts are.
@@ -89,13 +93,13 @@ class Objective:
         assert value is not None, "a batch without rows starts from zero"
         return value
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: a model may keep what it computes here
     def evaluate(self, model: nn.Module, rows: Tensors) -> float:
         """The mean loss of rows in eval mode and float32."""
         model.eval()
         total, weight = 0.0, 0.0
-        for start in range(0, len(rows[-1]), _EVALUATION_ROWS):
-            *inputs, labels = (tensor[start : start + _EVALUATION_ROWS] for tensor in rows)
+        for start in range(0, len(rows[-1]), self._most):
+            *inputs, labels = (tensor[start : start + self._most] for tensor in rows)
             losses = self._loss(model(*inputs), labels)
             total += float(self._reduce(losses, labels, 1))
             weights = self._weights

@@ -11,7 +11,7 @@ Legend: N = training rows, K = steps of an epoch.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import final
 
 import numpy as np
@@ -97,7 +97,7 @@ class Order:
         # Few rows are cut finer, so that every shard gets some.
         size = min(CHUNK_ROWS, -(-partition.rows // (shards * WINDOW_BLOCKS)))
         edges = [*range(0, partition.rows, size), partition.rows]
-        self._blocks = list(zip(edges[:-1], edges[1:], strict=True))
+        self._blocks = list(pairwise(edges))
         self._counts = [len(partition.training_rows(*block)) for block in self._blocks]
         self.rows = sum(self._counts)
         self.steps = -(-self.rows // batch_size)

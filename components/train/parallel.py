@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @final
 class Group:
-    """This process among those that train together; alone, every operation does nothing.
+    """One process among those that train together; alone, every operation does nothing.
 
     Args:
         rank: Number of this process.
@@ -65,7 +65,9 @@ class Group:
         """Overwrite tensors with those of process 0."""
         if self.world > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                whole = tensor.contiguous()  # which a reduction asks for
+                dist.broadcast(whole, src=0)
+                tensor.copy_(whole)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """A tensor of equal shape from every process, in order of rank."""

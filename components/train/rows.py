@@ -31,6 +31,7 @@ def open_feed(
     rows = snapshot.rows["train"]
     partition = Partition(rows, config.seed, config.validation_fraction, config.validation_rows)
     order = Order(partition, config.batch_size, config.parts)
+    assert config.parts % group.world == 0, "workers divide shards, or rows would be left out"
     per_worker = config.parts // group.world
     shards = range(group.rank * per_worker, (group.rank + 1) * per_worker)
     reader = ChunkReader(snapshot, features, encoding)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -24,6 +25,9 @@ from components.train.device import choose_device, memory_errors, reproducible
 from components.train.loop import SILENT, Reports, Trained, train_model
 from components.train.parallel import ALONE, Group
 from components.train.rows import open_feed
+
+_TRUTH = {"false": "0", "true": "1"}
+"""Labels that are stored as booleans."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def run_training(
     with reproducible(config), memory_errors(config):
         model = build_model(pipeline, encoding, config)
         if group.rank:  # the same weights everywhere, but dropout of its own
-            torch.manual_seed(config.seed + (group.rank << 32))
+            own = np.random.SeedSequence((config.seed, group.rank)).generate_state(1)
+            torch.manual_seed(int(own[0]))  # the CPU's generator looks at 32 bits only
         trained = train_model(
             model,
             pipeline.loss,
@@ -110,7 +115,8 @@ def class_weights(pipeline: Pipeline, config: TrainConfig, statistics: Statistic
     if config.class_weights == "none":
         return None
     features = pipeline.features
-    counts = statistics.columns[features.label].values or {}
+    found = statistics.columns[features.label].values or {}
+    counts = {_TRUTH.get(value, value): count for value, count in found.items()}
     rows = [counts.get(str(label), 0) for label in range(features.classes)]
     if 0 in rows:
         raise DataError(
@@ -145,9 +151,10 @@ def build_model(pipeline: Pipeline, encoding: Encoding, config: TrainConfig) -> 
 
 
 def _freeze(model: Model, pipeline: Pipeline) -> None:
-    names = [name for name, _ in model.named_parameters()]
+    named = list(model.named_parameters(remove_duplicate=False))  # a tied one has two names
+    names = [name for name, _ in named]
     idle = [p for p in pipeline.frozen if not any(fnmatchcase(name, p) for name in names)]
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if any(fnmatchcase(name, pattern) for pattern in pipeline.frozen):
             parameter.requires_grad_(False)
     if idle or not any(parameter.requires_grad for parameter in model.parameters()):

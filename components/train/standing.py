@@ -1,7 +1,7 @@
 """Where training stands, as what a checkpoint holds: captured, and put back.
 
 The state of every generator of random numbers belongs to it: PyTorch's for each process, Python's
-and numpy's for process 0.
+and numpy's, which are seeded alike everywhere, for process 0.
 """
 
 import random
@@ -60,6 +60,9 @@ class Standing:
             tensors |= {f"optimizer/{number}/{n}": copy_to_cpu(t) for n, t in state.items()}
         for rank, state in enumerate(self._group.gather(torch.get_rng_state())):
             tensors[f"generator/cpu/{rank}"] = state
+        loss = torch.tensor(self.progress.loss, dtype=torch.float64)
+        for rank, part in enumerate(self._group.gather(loss)):
+            tensors[f"loss/{rank}"] = part
         if self._device.type == "cuda":
             for rank, state in enumerate(self._group.gather(torch.cuda.get_rng_state())):
                 tensors[f"generator/cuda/{rank}"] = state
@@ -87,8 +90,9 @@ class Standing:
         version, values, gauss = state.progress.python
         random.setstate((version, tuple(values), gauss))
         kind, keys, *rest = state.progress.numpy
-        np.random.set_state((kind, np.array(keys, np.uint32), *rest))  # noqa: NPY002  the old one
+        np.random.set_state((kind, np.array(keys, np.uint32), *rest))
         self.progress = state.progress.model_copy(deep=True)
+        self.progress.loss = float(groups["loss"][str(self._group.rank)])
 
 
 def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

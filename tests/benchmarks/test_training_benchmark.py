@@ -19,15 +19,23 @@ OURS = ("plain loop", "assay", "DataLoader loop")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-WITH_AN_IDLER = """
+WITH_IDLERS = """
+import dataclasses
 import contenders, training
 
 def idle(case, laps, epochs):
+    model = case.build(laps)
     for _ in range(epochs):
+        model(*case.inputs)
         laps.lap()
-    return case.build(laps.device)
+    return model
 
-contenders.CONTENDERS["idler"] = idle
+def skip(case, laps, epochs):
+    few = tuple(tensor[:400] for tensor in case.inputs)
+    small = dataclasses.replace(case, inputs=few, labels=case.labels[:400])
+    return contenders.train_plain(small, laps, 4 * epochs)
+
+contenders.CONTENDERS |= {"idler": idle, "skipper": skip}
 for name in contenders.LIBRARIES:
     del contenders.CONTENDERS[name]
 training.main()
@@ -104,12 +112,14 @@ def test_every_installed_contender_has_a_row_and_learns(run: Run, tmp_path: Path
     assert all(row["floor_seconds"] > 0 for row in figures["floors"])
 
 
-def test_a_contender_that_does_nothing_is_refused(run: Run) -> None:
-    done = run("--cases", "digits", program=WITH_AN_IDLER)
+def test_contenders_that_skip_work_are_refused(run: Run) -> None:
+    done = run("--cases", "digits", program=WITH_IDLERS)
     assert done.returncode == 1
-    assert (
-        "contenders that did not do the work:\ndigits-MLP on cpu: idler must bring" in done.stderr
-    )
+    first, *reasons = done.stderr.splitlines()
+    assert first == "contenders that did not do the work:"
+    idler, skipper = (line.removeprefix("digits-MLP on cpu: ") for line in reasons)
+    assert idler.startswith("idler must bring the training loss from 2.3")
+    assert skipper == "skipper must train on 1797 rows per epoch; it took 400"
     assert "Aim" not in done.stdout
 
 

@@ -21,11 +21,13 @@ from components.plan import (
     DEFAULT_AS_OF,
     code_digest,
     code_revision,
+    open_data,
     open_source,
     plan_job,
     resolve_config,
 )
 from components.records import Job
+from components.settings import load_settings
 
 SOURCE = textwrap.dedent(
     """
@@ -110,7 +112,7 @@ def team(site: Path, distribution: Distribution) -> Pipeline:
 
 
 def planned(pipeline: Pipeline, tmp_path: Path, **arguments: Any) -> Job:
-    return plan_job(pipeline, tmp_path / "state", **arguments)
+    return plan_job(pipeline, load_settings(home=tmp_path / "state"), **arguments)
 
 
 def test_a_job_says_what_was_resolved(team: Pipeline, tmp_path: Path) -> None:
@@ -334,7 +336,50 @@ def test_an_incomplete_source_is_named(
         def prepare(self) -> None: ...
 
     with pytest.raises(ContractError, match="Half must implement .*missing: batches, excluded"):
-        open_source(replace(team, source=Half), tmp_path)
+        open_source(replace(team, source=Half), load_settings(home=tmp_path))
+
+
+def test_stages_see_the_rows_that_were_planned_though_the_source_has_others_now(
+    team: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(home=tmp_path / "state")
+    job = planned(team, tmp_path)
+    before = open_data(team, settings, job).table("train")
+    monkeypatch.setattr(sys.modules["planned.source"].Rows, "offset", 0.5)
+    assert open_data(team, settings, job).table("train").equals(before)
+    assert planned(team, tmp_path).data_fingerprint != job.data_fingerprint
+
+
+def test_a_worker_without_the_snapshot_takes_it_from_the_source(
+    team: Pipeline, tmp_path: Path
+) -> None:
+    job = planned(team, tmp_path)
+    elsewhere = load_settings(home=tmp_path / "elsewhere")
+    snapshot = open_data(team, elsewhere, job)
+    assert snapshot.fingerprint == job.data_fingerprint
+    assert snapshot.rows == job.rows
+    assert (tmp_path / "elsewhere" / "data" / "planned" / "snapshots").is_dir()
+
+
+def test_a_worker_that_sees_other_rows_says_so(
+    team: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = planned(team, tmp_path)
+    monkeypatch.setattr(sys.modules["planned.source"].Rows, "offset", 0.5)
+    other = planned(team, tmp_path).data_fingerprint
+    with pytest.raises(DataError, match="the data of this window has changed since the run") as no:
+        open_data(team, load_settings(home=tmp_path / "elsewhere"), job)
+    assert job.data_fingerprint in str(no.value)
+    assert other in str(no.value)
+
+
+def test_snapshots_lie_where_the_setting_says(team: Pipeline, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    settings = load_settings(home=tmp_path / "state", snapshot_root=str(shared))
+    job = plan_job(team, settings)
+    stored = shared / "planned" / "snapshots" / job.data_fingerprint
+    assert (stored / "manifest.json").is_file()
+    assert not (tmp_path / "state" / "data" / "planned" / "snapshots").exists()
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -111,6 +112,12 @@ def test_entrypoint_and_parameters(deployment: dict[str, Any]) -> None:
     flow.validate_parameters({**dict.fromkeys(schema.required, "x"), **given})
 
 
+def test_only_training_can_go_to_the_pool_of_gpu_workers() -> None:
+    pools = {(flow_of(d).name, d["name"]): d["work_pool"]["name"] for d in FILE["deployments"]}
+    assert pools.pop(("train", "gpu")) == "gpu"
+    assert set(pools.values()) == {"cpu"}
+
+
 def test_results_of_every_flow_are_json() -> None:
     assert {flow_of(d).result_serializer for d in FILE["deployments"]} == {"json"}
 
@@ -142,12 +149,21 @@ def ask(url: str, path: str, **body: Any) -> Any:
         return json.load(answer)
 
 
+def make_pool(url: str, name: str) -> None:
+    """Make a pool of processes; another test of the session may have made it."""
+    try:
+        ask(url, "work_pools/", name=name, type="process")
+    except urllib.error.HTTPError as error:
+        if error.code != 409:
+            raise
+
+
 @pytest.fixture
 def worker(prefect_environment: dict[str, str], tmp_path: Path) -> Iterator[None]:
     """A process worker that takes one flow run and ends."""
     process = subprocess.Popen(
         [
-            *(Path(sys.executable).with_name("prefect"), "worker", "start", "--pool", "default"),
+            *(Path(sys.executable).with_name("prefect"), "worker", "start", "--pool", "cpu"),
             *("--type", "process", "--limit", "1"),
         ],
         cwd=tmp_path,
@@ -172,7 +188,8 @@ def test_worker_runs_what_was_deployed(
     checkout: Path,
     tmp_path: Path,
 ) -> None:
-    ask(prefect_server, "work_pools/", name="default", type="process")
+    for name in sorted({d["work_pool"]["name"] for d in FILE["deployments"]}):
+        make_pool(prefect_server, name)
     done = subprocess.run(
         [Path(sys.executable).with_name("prefect"), "--no-prompt", "deploy", "--all"],
         cwd=checkout,

@@ -116,7 +116,7 @@ def test_truncated_data(lab: Any, command: Callable[..., Any]) -> None:
     from components.pipelines.digits import pipeline
 
     folder = data_folder(lab.home) / "digits"
-    job = plan_job(pipeline, lab.home)
+    job = plan_job(pipeline, load_settings())
     stored = folder / "train.parquet"
     stored.write_bytes(stored.read_bytes()[:-1000])
     require_paragraph(command("run", "digits"), 2, str(stored), "Delete the folder", str(folder))
@@ -125,7 +125,7 @@ def test_truncated_data(lab: Any, command: Callable[..., Any]) -> None:
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()  # as the message says
-    assert plan_job(pipeline, lab.home) == job
+    assert plan_job(pipeline, load_settings()) == job
 
 
 def test_date_without_data_and_truncated_month(lab: Any, command: Callable[..., Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.postgres import Postgres, find_binaries, postgres_server
 
 from components.data.flights import FlightsSource, package_folder
 
@@ -68,3 +69,12 @@ def edit_flights() -> object:
             archive.writestr("flights.csv", text.replace(old, new, 1))
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server of the session's own, on loopback."""
+    if find_binaries() is None:
+        pytest.skip("PostgreSQL is not installed: install the Debian package postgresql")
+    with postgres_server() as server:
+        yield server

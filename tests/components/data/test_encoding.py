@@ -10,13 +10,13 @@ from pydantic import ValidationError
 
 from components.contract import TensorSpec, check_inputs
 from components.data.encoding import (
-    QUANTILES,
     Encoding,
     Features,
     Folded,
     fit_encoding,
     read_labels,
 )
+from components.data.statistics import QUANTILES, describe
 from components.errors import DataError
 
 FEATURES = Features(
@@ -54,7 +54,7 @@ def column(name: str, values: Any) -> pa.Table:
 
 @pytest.fixture
 def encoding() -> Encoding:
-    return fit_encoding(FEATURES, table())
+    return fit_encoding(FEATURES, describe(table()))
 
 
 def test_codes_are_the_place_in_the_vocabulary_and_zero_for_the_rest(encoding: Encoding) -> None:
@@ -74,26 +74,26 @@ def test_the_rarest_kept_category_has_exactly_min_count_rows() -> None:
     words = pa.array(["a"] * 3 + ["b"] * 2 + ["c"] + [None] * 5)
     for min_count, kept in ((1, ("a", "b", "c")), (2, ("a", "b")), (3, ("a",)), (4, ())):
         features = Features(label="label", classes=3, categorical=("colour",), min_count=min_count)
-        (found,) = fit_encoding(features, column("colour", words)).categorical
+        (found,) = fit_encoding(features, describe(column("colour", words))).categorical
         assert found.vocabulary == kept
 
 
 def test_a_column_without_any_kept_category_encodes_to_zero() -> None:
     features = Features(label="label", classes=3, categorical=("colour",), min_count=99)
-    encoding = fit_encoding(features, table())
+    encoding = fit_encoding(features, describe(table()))
     assert not encoding.encode(table())["categorical"].any()
 
 
 def test_the_order_of_rows_makes_no_difference(encoding: Encoding) -> None:
     order = np.random.default_rng(0).permutation(12)
-    assert fit_encoding(FEATURES, table().take(order)) == encoding
+    assert fit_encoding(FEATURES, describe(table().take(order))) == encoding
 
 
 def test_chunks_and_dictionaries_make_no_difference(encoding: Encoding) -> None:
     pieces = pa.Table.from_batches(table().to_batches(max_chunksize=5))
     coded = pieces.set_column(0, "colour", pieces.column("colour").dictionary_encode())
     for rows in (pieces, coded):
-        assert fit_encoding(FEATURES, rows) == encoding
+        assert fit_encoding(FEATURES, describe(rows)) == encoding
         for name, array in encoding.encode(table()).items():
             np.testing.assert_array_equal(encoding.encode(rows)[name], array)
 
@@ -136,7 +136,7 @@ def test_statistics_agree_with_a_slow_loop(encoding: Encoding) -> None:
 
 def test_statistics_leave_out_what_is_not_finite() -> None:
     values = pa.array([1.0, math.inf, 3.0, math.nan, None, -math.inf], pa.float32())
-    size = fit_encoding(FEATURES, column("size", values)).numeric[0]
+    size = fit_encoding(FEATURES, describe(column("size", values))).numeric[0]
     assert (size.mean, size.std, size.quantiles[0], size.quantiles[-1]) == (2.0, 1.0, 1.0, 3.0)
 
 
@@ -152,7 +152,8 @@ def test_statistics_leave_out_what_is_not_finite() -> None:
     ],
 )
 def test_quantiles_increase_strictly_and_span_the_column(values: list[float]) -> None:
-    size = fit_encoding(FEATURES, column("size", pa.array(values, pa.float32()))).numeric[0]
+    rows = column("size", pa.array(values, pa.float32()))
+    size = fit_encoding(FEATURES, describe(rows)).numeric[0]
     edges = np.array(size.quantiles)
     assert len(edges) >= 2
     assert (np.diff(edges) > 0).all()
@@ -164,7 +165,8 @@ def test_quantiles_increase_strictly_and_span_the_column(values: list[float]) ->
 
 
 def test_a_constant_column_has_standard_deviation_one() -> None:
-    size = fit_encoding(FEATURES, column("size", pa.array([4.0] * 5, pa.float32()))).numeric[0]
+    rows = column("size", pa.array([4.0] * 5, pa.float32()))
+    size = fit_encoding(FEATURES, describe(rows)).numeric[0]
     assert (size.mean, size.std) == (4.0, 1.0)
 
 
@@ -172,7 +174,7 @@ def test_a_constant_column_has_standard_deviation_one() -> None:
 def test_a_column_without_a_finite_value_is_refused(value: float | None) -> None:
     rows = column("size", pa.array([value] * 6, pa.float32()))
     with pytest.raises(DataError, match="numeric column 'size' must hold finite values"):
-        fit_encoding(FEATURES, rows)
+        fit_encoding(FEATURES, describe(rows))
 
 
 def test_a_number_beyond_the_exact_range_of_float32_is_rounded(encoding: Encoding) -> None:
@@ -253,7 +255,7 @@ def test_a_missing_column_is_named(encoding: Encoding, name: str) -> None:
 @pytest.mark.parametrize("name", ["colour", "size"])
 def test_a_missing_column_stops_the_fitting(name: str) -> None:
     with pytest.raises(DataError, match=f"column {name!r} must be present"):
-        fit_encoding(FEATURES, table().drop_columns([name]))
+        fit_encoding(FEATURES, describe(table().drop_columns([name])))
 
 
 def test_labels_are_read_as_writable_int64() -> None:

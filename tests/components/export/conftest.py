@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from components.contract import Arrays, Model, ModelMetadata, TensorSpec
 from components.data.encoding import Encoding, Features, fit_encoding
+from components.data.statistics import describe
 from components.export.onnx_export import export_onnx
 
 SIZES = (12, 40, 40)
@@ -125,8 +126,8 @@ def encoding() -> Encoding:
     features = Features(
         label="late", classes=3, categorical=("carrier", "dest"), numeric=("delay",), min_count=1
     )
-    table = pa.table({"carrier": ["AA", "UA"], "dest": ["SFO", None], "delay": [1.5, -2.0]})
-    return fit_encoding(features, table)
+    columns = {"carrier": ["AA", "UA"], "dest": ["SFO", None], "delay": [1.5, -2.0], "late": [0, 2]}
+    return fit_encoding(features, describe(pa.table(columns)))
 
 
 @pytest.fixture(scope="session")

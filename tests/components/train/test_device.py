@@ -1,22 +1,19 @@
-"""What training sets up around its loop, and on which device it runs."""
+"""Where training runs, what it sets there and puts back, and what it says when memory is short."""
 
 import os
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from support.training_lab import CONFIG, change
 
 from components.errors import InfrastructureError
 from components.train.config import TrainConfig
-from components.train.engine import choose_device, reproducible, train_model
+from components.train.device import choose_device, memory_errors, reproducible
 
-CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2, patience=3, device="cpu")
 ON_CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available")
-
-
-def change(**values: object) -> TrainConfig:
-    return CONFIG.model_copy(update=values)
 
 
 @pytest.fixture
@@ -51,6 +48,26 @@ def test_what_was_set_before_is_put_back(strict: bool, warn: bool, fails: bool) 
     assert torch.get_num_threads() == 2
     assert torch.are_deterministic_algorithms_enabled() is strict
     assert torch.is_deterministic_algorithms_warn_only_enabled() is warn
+
+
+def test_every_generator_is_seeded_and_put_back() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    found = []
+    for seed in (3, 3, 4):
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        with reproducible(change(seed=seed)):
+            found.append(draw())
+        after = draw()
+    assert found[0] == found[1]
+    assert all(one != other for one, other in zip(found[0], found[2], strict=True))
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert after == draw(), "as if nothing had been drawn"
 
 
 def test_cublas_is_told_to_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,13 +108,17 @@ def test_the_device_follows_the_config_and_the_machine(
     assert choose_device(change(device="cpu")).type == "cpu"
 
 
-@ON_CPU_ONLY
-def test_training_checks_the_device_before_it_touches_the_model() -> None:
-    class Untouched(nn.Module):
-        def _apply(self, *args: object, **kwargs: object) -> "Untouched":
-            raise AssertionError("work was done")
+def test_short_memory_names_the_settings_that_help() -> None:
+    config = change(batch_size=100, accumulate=3, precision="bfloat16", memory_rows=7)
+    words = (
+        r"batch_size=100 in 3 parts of 34 rows, precision=bfloat16 and memory_rows=7\. Raise "
+        r"accumulate \(--set accumulate=6 .*set memory_rows=0"
+    )
+    with pytest.raises(InfrastructureError, match=words) as caught, memory_errors(config):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
-    with pytest.raises(InfrastructureError):
-        train_model(
-            Untouched(), nn.functional.cross_entropy, [], torch.zeros(0), change(device="cuda")
-        )
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="mine"), memory_errors(CONFIG):
+        raise RuntimeError("mine")
