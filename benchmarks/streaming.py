@@ -43,19 +43,24 @@ class Repeated(DataSource):
         self._rows = rows
 
     def schema(self) -> RowSchema:
+        """Columns of the flights."""
         schema = self._flights.schema()
         return RowSchema(schema.arrow, key=schema.key)  # noise leaves the declared ranges
 
     def prepare(self) -> None:
+        """Prepare the flights."""
         self._flights.prepare()
 
     def window(self, as_of: date) -> str:
+        """How many there are."""
         return f"{self._rows} repeated flights, hold out December"
 
     def excluded(self, as_of: date) -> Mapping[str, int]:
+        """None are."""
         return {}
 
     def batches(self, split: Split, as_of: date) -> Iterator[pa.RecordBatch]:
+        """Repeat the flights, with noise."""
         if split == "holdout":
             yield from self._flights.batches(split, as_of)
             return

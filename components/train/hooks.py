@@ -1,5 +1,7 @@
 """Hooks of the optimiser: clipping, and the telemetry of gradients."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, final
 
 import torch
@@ -7,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 MEASURE_EVERY = 50
+_NOTHING = contextlib.nullcontext()
 
 
 @final
 class GradientNorm:
     """Measures the norm of the whole gradient just before a step, and clips it where asked to.
 
-    Without clipping it measures every :data:`MEASURE_EVERY` th step only. Register it with
-    ``optimizer.register_step_pre_hook``. ``measured`` holds norms as tensors on the device, so that
-    a GPU is not waited for; whoever reads them empties it.
+    Without clipping it measures every :data:`MEASURE_EVERY` th step only. ``measured`` holds norms
+    as tensors on the device, so that a GPU is not waited for; whoever reads them empties it.
 
     Args:
         parameters: Whose gradients are meant.
@@ -25,14 +27,27 @@ class GradientNorm:
     def __init__(self, parameters: list[nn.Parameter], largest: float) -> None:
         self._parameters = parameters
         self._largest = largest
-        self.step = 0
         self.measured: list[Tensor] = []
+
+    def attached(
+        self, optimizer: torch.optim.Optimizer, step: int
+    ) -> contextlib.AbstractContextManager[None]:
+        """Hook into the optimiser for one step, if that one is measured; a hook takes time."""
+        if self._largest or step % MEASURE_EVERY == 0:
+            return self._hooked(optimizer)
+        return _NOTHING
+
+    @contextlib.contextmanager
+    def _hooked(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        handle = optimizer.register_step_pre_hook(self)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
         """Measure and clip."""
-        if not self._largest and self.step % MEASURE_EVERY:
-            return
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = get_total_norm(gradients)
         if self._largest:

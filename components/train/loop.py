@@ -129,7 +129,6 @@ class _Loop:
             fused=True,
         )
         self._norm = GradientNorm(self._parameters, config.clip_norm)
-        self._optimizer.register_step_pre_hook(self._norm)
         self._schedule = make_schedule(config, feed.order.steps * config.epochs)
         called: Callable[..., Tensor] = model
         if config.compile != "off":
@@ -199,17 +198,20 @@ class _Loop:
             parameter.grad = None
         value = self._objective.backward(batch, rows)
         wanted = self._group.sum_gradients(self._parameters, flag)
-        self._norm.step = progress.step
+        with self._norm.attached(self._optimizer, progress.step):
+            self._update()
+        self._waiting.append((progress.step, rows, value))
+        if len(self._waiting) >= self._lag:
+            self._settle()
+        return wanted
+
+    def _update(self) -> None:
         if (scaler := self._objective.scaler) is None:
             self._optimizer.step()
         else:
             scaler.unscale_(self._optimizer)  # before the hook that clips
             scaler.step(self._optimizer)
             scaler.update()
-        self._waiting.append((progress.step, rows, value))
-        if len(self._waiting) >= self._lag:
-            self._settle()
-        return wanted
 
     def _due(self) -> bool:
         """Whether a checkpoint is wanted; looks a few times a second."""
@@ -228,7 +230,9 @@ class _Loop:
         if not self._waiting:
             return
         progress = self._standing.progress
-        values = torch.stack([value for _, _, value in self._waiting]).tolist()
+        tensors = [value for _, _, value in self._waiting]
+        # One by one is faster than stacking one; on a GPU each would wait.
+        values = [tensors[0].item()] if len(tensors) == 1 else torch.stack(tensors).tolist()
         for (step, rows, _), value in zip(self._waiting, values, strict=True):
             if not math.isfinite(value):
                 raise self._not_finite(progress.epoch, step, value)

@@ -9,6 +9,7 @@ through the steps before it.
 Legend: N = training rows, K = steps of an epoch.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -20,6 +21,8 @@ import numpy.typing as npt
 from components.data.chunks import CHUNK_ROWS
 
 WINDOW_BLOCKS = 16
+_REMEMBERED = 64
+"""Chunks whose validation rows are remembered; few rows have no more."""
 Rows = npt.NDArray[np.int64]
 
 _HELD, _BLOCKS, _WINDOW = range(3)
@@ -65,6 +68,7 @@ class Partition:
         """Number of chunks."""
         return -(-self.rows // CHUNK_ROWS)
 
+    @functools.lru_cache(maxsize=_REMEMBERED)  # noqa: B019  bounded, and small
     def held_rows(self, chunk: int) -> Rows:
         """Validation rows of a chunk, ascending; every chunk gives its share."""
         start, stop = chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, self.rows)

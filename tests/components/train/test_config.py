@@ -29,6 +29,16 @@ from components.train.config import TrainConfig
         {"require_gpu": "perhaps"},
         {"epochs": "2.5"},
         {"momentum": 0.9},
+        {"accumulate": 0},
+        {"clip_norm": -1},
+        {"schedule": "linear"},
+        {"class_weights": "inverse"},
+        {"validation_rows": 0},
+        {"precision": "float64"},
+        {"compile": "max"},
+        {"memory_rows": -1},
+        {"workers": 0},
+        {"shards": -1},
     ],
     ids=str,
 )
@@ -52,6 +62,24 @@ def test_words_from_the_command_line_are_read() -> None:
         {"epochs": "3", "learning_rate": "1e-2", "require_gpu": "true", "device": "cpu"}
     )
     assert (config.epochs, config.learning_rate, config.require_gpu) == (3, 0.01, True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"workers": 2, "shards": 3}, "workers must divide shards.*workers=2 and shards=3"),
+        ({"shards": 4, "batch_size": 3}, "at least shards.*batch_size=3 and 4 shards"),
+        ({"workers": 4, "batch_size": 3}, "at least shards.*batch_size=3 and 4 shards"),
+    ],
+)
+def test_shards_are_dealt_evenly_and_each_gives_a_row(bad: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TrainConfig(**bad)
+
+
+def test_there_are_as_many_shards_as_workers_unless_said_otherwise() -> None:
+    settings = [{}, {"workers": 3}, {"shards": 4}, {"workers": 2, "shards": 4}]
+    assert [TrainConfig(**given).parts for given in settings] == [1, 3, 4, 4]
 
 
 def test_a_config_is_frozen_and_survives_json() -> None:
