@@ -149,7 +149,15 @@ def instantiate(factory: Callable[..., Instance], *args: object, **kwargs: objec
             f"missing: {', '.join(missing)}. Define them, with the signatures in "
             "components/contract.py."
         )
-    return factory(*args, **kwargs)
+    try:
+        return factory(*args, **kwargs)
+    except TypeError as error:
+        if "abstract class" not in str(error):
+            raise
+        raise ContractError(  # the factory is a function, and the class stands inside it
+            f"a class must implement every abstract method of its base class: {error}. Define "
+            "them, with the signatures in components/contract.py."
+        ) from error
 
 
 def check_inputs(inputs: Arrays, specs: tuple[TensorSpec, ...]) -> None:

@@ -1,9 +1,10 @@
 """From a request to a job: every name resolved, every input digested, nothing trained yet."""
 
 import functools
+import inspect
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -161,9 +162,17 @@ def _code_of(pipeline: Pipeline) -> set[Path]:
     modules = {pipeline.model.__module__, type(pipeline.config).__module__}
     for part in parts:
         function = part.func if isinstance(part, functools.partial) else part
-        modules.add(function.__module__)
+        modules |= {function.__module__, *_named_in(function)}
     versioned = {*_ENGINES, *sys.stdlib_module_names}
     return {_package_of(name) for name in modules if name.partition(".")[0] not in versioned}
+
+
+def _named_in(function: Callable[..., Any]) -> set[str]:
+    """Modules of the classes and functions that a function names: a source's class, for example."""
+    if not inspect.isfunction(function):
+        return set()
+    named = (function.__globals__.get(name) for name in function.__code__.co_names)
+    return {part.__module__ for part in named if inspect.isclass(part) or inspect.isfunction(part)}
 
 
 def _package_of(module: str) -> Path:

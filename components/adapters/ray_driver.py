@@ -100,6 +100,8 @@ def _follow(task: Any, messages: Any, send: Send) -> str:
             message = json.loads(text)
             send(message)
             if message["kind"] == "error" and not message["again"]:
+                ray.cancel(task)  # it takes its folder away; what does not end is ended anyway
+                ray.wait([task], timeout=_STOP_S)
                 return "a worker refused to go on."
     return str(ray.get(task))
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from components.plan import plan_job
+from components.settings import load_settings
 from components.state import data_folder
 
 AS_OF = date(2014, 1, 1)
@@ -115,7 +116,7 @@ def test_next_good_run_works(lab: Any, command: Callable[..., Any]) -> None:
 def test_truncated_data(lab: Any, command: Callable[..., Any]) -> None:
     from components.pipelines.digits import pipeline
 
-    folder = data_folder(lab.home) / "digits"
+    folder = data_folder(lab.home) / "digits" / "source"
     job = plan_job(pipeline, load_settings())
     stored = folder / "train.parquet"
     stored.write_bytes(stored.read_bytes()[:-1000])
@@ -131,7 +132,7 @@ def test_truncated_data(lab: Any, command: Callable[..., Any]) -> None:
 def test_date_without_data_and_truncated_month(lab: Any, command: Callable[..., Any]) -> None:
     outcome = command("run", "flights", "--as-of", "2013-01-15")
     require_paragraph(outcome, 2, "2013-01-15", "2013-01 to 2013-12")
-    month = data_folder(lab.home) / "flights" / "2013-03.parquet"
+    month = data_folder(lab.home) / "flights" / "source" / "2013-03.parquet"
     month.write_bytes(month.read_bytes()[: -(1 << 10)])
     require_paragraph(command("run", "flights"), 2, str(month), "sha256", "Delete the folder")
     assert lab.versions("flights") == {}
