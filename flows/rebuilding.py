@@ -152,9 +152,9 @@ def _contradictions(named: Named, trained: TrainedModel, exported: ExportedModel
     said = {**version_tags(exported), "weights": exported.validated.trained.weights.sha256}
     tags = {**named.version.tags, "weights": trained.weights.sha256}
     return [
-        compare(f"record of {name}", tags.get(name, "not recorded"), value)
+        compare(f"record of {name}", tags[name], value)
         for name, value in said.items()
-        if tags.get(name) != value
+        if tags.get(name, value) != value  # an older version may lack a tag
     ]
 
 

@@ -21,8 +21,16 @@ def test_help(assay: Callable[..., Any], arguments: list[str]) -> None:
     words = " ".join(outcome.out.split())
     wanted = ["exit status", "3 a gate rejected", "2 usage", "1 infrastructure", "0 the run"]
     wanted += ["--as-of", "--seed", "--force", "--set", "--json"] if "run" in arguments else []
-    wanted += ["run", "pipelines", "doctor"] if len(arguments) == 1 else []
+    wanted += ["run", "reproduce", "pipelines", "doctor"] if len(arguments) == 1 else []
     for word in wanted:
+        assert word in words
+
+
+def test_help_of_reproduce(assay: Callable[..., Any]) -> None:
+    outcome = assay("reproduce", "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    words = " ".join(outcome.out.split())
+    for word in ("MODEL@VERSION", "--here", "--json", "0 every digest agrees", "3 a digest differs"):
         assert word in words
 
 

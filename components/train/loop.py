@@ -292,6 +292,7 @@ class _Loop:
                     f"{state.progress.step}: {error}. Training goes on, and those before it are "
                     "intact. Free space, or name another place in ASSAY_CHECKPOINT_ROOT."
                 )
+        self._group.sum(torch.zeros(1))  # nobody ends, and so ends the others, before it is written
         self._saved = time.monotonic()
 
     def _not_finite(self, epoch: int, step: int | None, value: float) -> GateError:

@@ -1,8 +1,8 @@
 """Kills ``assay run`` with SIGKILL at random moments and runs it again until it completes.
 
-Weights, metric history and ONNX file must be those of a run that nobody disturbed, every time. The
-moments are drawn in turn from four kinds: during a step, while a checkpoint is being written, when a
-stage has just ended, and anywhere.
+Weights, metric history and ONNX file must be those of a run that nobody disturbed, every time.
+The moments are drawn in turn from four kinds: during a step, while a checkpoint is being written,
+when a stage has just ended, and anywhere.
 
 Usage: python tests/reliability/kill_training.py [--kills N] [--pipeline NAME] [--seed N]
 """
@@ -85,7 +85,9 @@ class Trial:
         return self._outcome(summary["mlflow_run_id"], summary["onnx_sha256"])
 
     def _outcome(self, run_id: str, onnx: str) -> Outcome:
-        (record,) = (self.home / "mlflow").glob(f"artifacts/*/{run_id}/artifacts/records/train.json")
+        (record,) = (self.home / "mlflow").glob(
+            f"artifacts/*/{run_id}/artifacts/records/train.json"
+        )
         weights = json.loads(record.read_bytes())["weights"]["sha256"]
         marks = ",".join("?" * len(COMPARED))
         with closing(sqlite3.connect(self.home / "mlflow" / "mlflow.db")) as database:
@@ -183,7 +185,9 @@ def run(kills: int, pipeline: str, seed: int, environment: Mapping[str, str], pl
     began = time.monotonic()
     expected = calm.complete()
     seconds = time.monotonic() - began
-    print(f"undisturbed: {seconds:.1f} s, weights {expected.weights[:12]}, onnx {expected.onnx[:12]}")
+    print(
+        f"undisturbed: {seconds:.1f} s, weights {expected.weights[:12]}, onnx {expected.onnx[:12]}"
+    )
     strip(template)
     wrong = killed = resumed = 0
     while killed < kills:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-
 from reliability.kill_training import Outcome, moment, run
 
 KILLS = 5

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -141,7 +141,7 @@ def apart(group: Group, folder: Path) -> str:
 class Drawing(LabModel):
     """Notes the first random number that it draws in training."""
 
-    drawn: list[float] = []
+    drawn: ClassVar[list[float]] = []
 
     def forward(self, *inputs: Tensor) -> Tensor:
         if self.training:

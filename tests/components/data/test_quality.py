@@ -1,5 +1,8 @@
 """Bad rows: every broken rule is named, with how many rows break it and the first of them."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -275,3 +278,18 @@ def test_everything_wrong_is_listed_at_once(refusal: Take) -> None:
         "0..1: 1 of 40 rows do not: row 6 has 9",
     ):
         assert words in message
+
+
+def test_pandera_is_imported_only_for_checks(checkout: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from support.listed_rows import *\n"
+        "from components.data.take import take_snapshot\n"
+        "from components.storage import Storage\n"
+        "source = Listed(made_up(20), made_up(20))\n"
+        "take_snapshot(source, FEATURES, DAY, Storage(sys.argv[1]))\n"
+        "assert 'pandera' not in sys.modules\n"
+    )
+    path = os.pathsep.join([str(checkout), str(checkout / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=True)

@@ -4,26 +4,22 @@ import contextlib
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 import pytest
 import sqlalchemy
-from psycopg import sql
 from pydantic import SecretStr
+from support.flight_forms import Form, write_forms
 from support.postgres import Postgres
 
 from components.contract import DataSource, Split
 from components.data import sql_engine
-from components.data.csv_files import CsvSource
 from components.data.flights import FlightsSource
-from components.data.parquet_files import ParquetSource
 from components.data.schema import RowSchema
 from components.data.sql import SqlSource
 from components.data.windows import Fraction, Months, Window
@@ -32,35 +28,8 @@ from components.errors import AssayError, ConfigError, ContractError, DataError,
 
 MAY = date(2013, 5, 1)
 HIDDEN = "hunter2"
-TYPES = {"int32": "integer", "int8": "smallint", "float": "real", "string": "text"}
 NUMBERS = RowSchema(pa.schema([pa.field("n", pa.int32(), nullable=False)]), key=("n",))
 ROWS = 50_000
-
-
-def columns(schema: pa.Schema) -> str:
-    kinds = ((f.name, TYPES.get(str(f.type), "date"), f.nullable) for f in schema)
-    return ", ".join(f"{name} {kind} {'' if free else 'not null'}" for name, kind, free in kinds)
-
-
-def copy(postgres: Postgres, table: str, rows: pa.Table) -> None:
-    """Load rows, the last one first: the order of a table is nobody's promise."""
-    with postgres.connect() as connection, connection.cursor() as cursor:
-        cursor.execute(f"drop table if exists {table}".encode())
-        cursor.execute(f"create table {table} ({columns(rows.schema)})".encode())
-        names = sql.SQL(",").join(map(sql.Identifier, rows.schema.names))
-        with cursor.copy(sql.SQL("copy {} ({}) from stdin").format(sql.SQL(table), names)) as out:
-            for row in reversed(rows.to_pylist()):
-                out.write_row(list(row.values()))
-
-
-def insert(path: Path, table: str, rows: pa.Table) -> None:
-    """Load rows into SQLite, which keeps dates as text."""
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(f"create table {table} ({columns(rows.schema)})")
-        marks = ",".join("?" * rows.num_columns)
-        for row in reversed(rows.to_pylist()):
-            values = [str(v) if isinstance(v, date) else v for v in row.values()]
-            connection.execute(f"insert into {table} values ({marks})", values)
 
 
 def digest(source: DataSource, as_of: date = MAY) -> str:
@@ -86,21 +55,9 @@ def flights(sampled: Path) -> pa.Table:
 @pytest.fixture(scope="module")
 def forms(
     flights: pa.Table, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Callable[[Window], DataSource]]:
+) -> Mapping[str, Form]:
     """The same flights in four places."""
-    folder = tmp_path_factory.mktemp("forms")
-    pq.write_table(flights, folder / "flights.parquet", row_group_size=500)
-    pacsv.write_csv(flights, folder / "flights.csv")
-    insert(folder / "flights.db", "flights", flights)
-    copy(postgres, "flights", flights)
-    sqlite = SecretStr(f"sqlite:///{folder}/flights.db")
-    schema = FlightsSource(folder).schema()
-    return {
-        "parquet": lambda window: ParquetSource(folder / "flights.parquet", schema, window),
-        "csv": lambda window: CsvSource(folder / "flights.csv", schema, window),
-        "sqlite": lambda window: SqlSource(sqlite, schema, window, table="flights"),
-        "postgres": lambda window: SqlSource(postgres.url(), schema, window, table="flights"),
-    }
+    return write_forms(flights, postgres, tmp_path_factory.mktemp("forms"))
 
 
 @pytest.fixture(scope="module")
@@ -135,17 +92,17 @@ def kill(postgres: Postgres) -> int:
 
 
 def test_four_forms_of_the_same_flights_have_one_digest(
-    forms: dict[str, Callable[[Window], DataSource]], sampled: Path
+    forms: Mapping[str, Form], sampled: Path
 ) -> None:
     windows: tuple[Window, ...] = (Months("date"), Months("date", 2, 1), Fraction(0.25))
     for window in windows:
         digests = {name: digest(form(window)) for name, form in forms.items()}
         assert len(set(digests.values())) == 1, digests
-    assert digest(forms["postgres"](Months("date"))) == digest(FlightsSource(sampled))
+    assert digest(forms["PostgreSQL"](Months("date"))) == digest(FlightsSource(sampled))
 
 
-def test_a_source_says_what_it_is(forms: dict[str, Callable[[Window], DataSource]]) -> None:
-    source = forms["postgres"](Months("date"))
+def test_a_source_says_what_it_is(forms: Mapping[str, Form]) -> None:
+    source = forms["PostgreSQL"](Months("date"))
     source.prepare()
     assert source.schema().key == ("id",)
     assert source.window(MAY) == "train before 2013-04, hold out 2013-04"

@@ -62,10 +62,7 @@ def test_the_summed_gradient_is_that_of_the_whole_batch(results: Results, kind: 
 
 def test_a_parameter_has_a_gradient_if_any_process_has_one(results: Results) -> None:
     for result in results:
-        assert result["only one"] == [[1.0, 2.0], [3.0, 4.0]] or result["only one"] == [
-            [2.0, 4.0],
-            [6.0, 8.0],
-        ]
+        assert result["only one"] == [[2.0, 4.0], [6.0, 8.0]], "summed twice, for two flags"
         assert result["nobody"] is None
 
 
