@@ -9,7 +9,7 @@ Legend: B = batch, the one dynamic axis, written ``"batch"`` in a shape.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -80,7 +80,7 @@ class SourceContext:
     """
 
     folder: Path
-    database_url: SecretStr = SecretStr("")
+    database_url: SecretStr = field(default_factory=lambda: SecretStr(""))
 
 
 class DataSource(ABC):

@@ -4,7 +4,7 @@ import functools
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -153,7 +153,12 @@ def code_digest(pipeline: Pipeline) -> str:
             pipeline.frozen,
         )
     )
-    return digest_json([sources, declared, {name: version(name) for name in _ENGINES}])
+    return digest_json([sources, declared, {name: _release(name) for name in _ENGINES}])
+
+
+def _release(package: str) -> str:
+    """The version without the build: a worker with CUDA and one without run the same code."""
+    return version(package).partition("+")[0]
 
 
 def _code_of(pipeline: Pipeline) -> set[Path]:
@@ -167,7 +172,7 @@ def _code_of(pipeline: Pipeline) -> set[Path]:
     return {_package_of(name) for name in modules if name.partition(".")[0] not in versioned}
 
 
-def _named_in(function: Callable[..., Any]) -> set[str]:
+def _named_in(function: object) -> set[str]:
     """Modules of the classes and functions that a function names: a source's class, for example."""
     if not inspect.isfunction(function):
         return set()

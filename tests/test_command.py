@@ -30,7 +30,13 @@ def test_help_of_reproduce(assay: Callable[..., Any]) -> None:
     outcome = assay("reproduce", "--help")
     assert (outcome.code, outcome.err) == (0, "")
     words = " ".join(outcome.out.split())
-    for word in ("MODEL@VERSION", "--here", "--json", "0 every digest agrees", "3 a digest differs"):
+    for word in (
+        "MODEL@VERSION",
+        "--here",
+        "--json",
+        "0 every digest agrees",
+        "3 a digest differs",
+    ):
         assert word in words
 
 

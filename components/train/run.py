@@ -117,7 +117,9 @@ def class_weights(pipeline: Pipeline, config: TrainConfig, statistics: Statistic
     features = pipeline.features
     found = statistics.columns[features.label].values or {}
     counts = {_TRUTH.get(value, value): count for value, count in found.items()}
-    rows = [counts.get(str(label), 0) for label in range(features.classes)]
+    booleans = {"0": "false", "1": "true"}
+    names = [str(label) for label in range(features.classes)]
+    rows = [counts.get(name, counts.get(booleans.get(name, ""), 0)) for name in names]
     if 0 in rows:
         raise DataError(
             "class_weights=balanced needs training rows of every class; class "

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,16 +14,19 @@ from torch import Tensor
 
 from components.train import order as module
 from components.train.feed import Feed, resident_feed
-from components.train.order import Order, Rows
+from components.train.order import Order, Partition, Rows
 
 ROWS = 103
 
 
 @pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Blocks of at most four rows, three to a window."""
+    Partition.held_rows.cache_clear()
     monkeypatch.setattr(module, "CHUNK_ROWS", 4)
     monkeypatch.setattr(module, "WINDOW_BLOCKS", 3)
+    yield
+    Partition.held_rows.cache_clear()
 
 
 def order(batch_size: int = 10, shards: int = 1) -> Order:

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -19,6 +20,14 @@ LARGE = [
     (WINDOW_BLOCKS * CHUNK_ROWS + 7, 300_000, 1),  # one block more than a window
     (WINDOW_BLOCKS * CHUNK_ROWS * 2 + 2 * CHUNK_ROWS, 400_000, 2),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered() -> Iterator[None]:
+    """Validation rows are remembered by partition, and some tests change the size of chunks."""
+    Partition.held_rows.cache_clear()
+    yield
+    Partition.held_rows.cache_clear()
 
 
 def partition(rows: int, seed: int = 0, fraction: float = 0.1, limit: int = 131_072) -> Partition:
