@@ -137,6 +137,7 @@ class _Loop:
         self._standing = Standing(model, self._optimizer, self._objective.scaler, device, group)
         self._lag = _CUDA_LAG if device.type == "cuda" else 1
         self._waiting: list[tuple[int, int, Tensor]] = []
+        self._flagged = False
 
     def run(self, checkpoints: Checkpoints | None, every_s: float) -> Trained:
         """Train to the end, from a checkpoint if there is one."""
@@ -197,7 +198,10 @@ class _Loop:
         for parameter in self._parameters:
             parameter.grad = None
         value = self._objective.backward(batch, rows)
-        wanted = self._group.sum_gradients(self._parameters, flag)
+        self._flagged |= flag
+        look = progress.step % self._lag == 0
+        wanted = self._group.sum_gradients(self._parameters, self._flagged, look)
+        self._flagged &= not wanted
         with self._norm.attached(self._optimizer, progress.step):
             self._update()
         self._waiting.append((progress.step, rows, value))

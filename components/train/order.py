@@ -1,6 +1,6 @@
 """Which rows a step trains on: a function of seed, epoch and step, and of nothing else.
 
-Rows lie in chunks of :data:`CHUNK_ROWS`, the unit of reading. Some rows of every chunk are kept for
+Rows lie in chunks of :data:`CHUNK_ROWS`, the unit of reading. Some rows of most chunks are kept for
 validation. In every epoch the blocks of rows are shuffled and dealt to shards; a shard is read
 through windows of :data:`WINDOW_BLOCKS` blocks, whose rows are shuffled together. So rows can be
 streamed, or held in memory, in the very same order, and training goes on at any step without going
@@ -21,11 +21,13 @@ import numpy.typing as npt
 from components.data.chunks import CHUNK_ROWS
 
 WINDOW_BLOCKS = 16
+_GIVERS = 256
+"""Chunks that give validation rows, unless more are needed."""
 _REMEMBERED = 64
 """Chunks whose validation rows are remembered; few rows have no more."""
 Rows = npt.NDArray[np.int64]
 
-_HELD, _BLOCKS, _WINDOW = range(3)
+_HELD, _BLOCKS, _WINDOW, _GIVING = range(4)
 
 
 def _generator(*key: int) -> np.random.Generator:
@@ -68,21 +70,42 @@ class Partition:
         """Number of chunks."""
         return -(-self.rows // CHUNK_ROWS)
 
+    @functools.cached_property
+    def givers(self) -> dict[int, tuple[int, int]]:
+        """Chunks that give validation rows, with the first and last of these, counted over all.
+
+        Of many chunks only some give any, so that reading them does not mean reading everything.
+        """
+        most = max(_GIVERS, -(-4 * self.held // CHUNK_ROWS))
+        chosen = np.sort(_generator(_GIVING, self.seed).permutation(self.chunks)[:most])
+        sizes = np.minimum((chosen + 1) * CHUNK_ROWS, self.rows) - chosen * CHUNK_ROWS
+        edges = np.cumsum([0, *sizes]) * self.held // sizes.sum()
+        return {int(c): (int(a), int(b)) for c, a, b in zip(chosen, edges, edges[1:], strict=False)}
+
     @functools.lru_cache(maxsize=_REMEMBERED)  # noqa: B019  bounded, and small
     def held_rows(self, chunk: int) -> Rows:
-        """Validation rows of a chunk, ascending; every chunk gives its share."""
+        """Validation rows of a chunk, ascending."""
+        if chunk not in self.givers:
+            return np.empty(0, np.int64)
         start, stop = chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, self.rows)
-        share = stop * self.held // self.rows - start * self.held // self.rows
-        chosen = _generator(_HELD, self.seed, chunk).permutation(stop - start)[:share]
+        first, last = self.givers[chunk]
+        chosen = _generator(_HELD, self.seed, chunk).permutation(stop - start)[: last - first]
         return np.sort(chosen) + start
 
     def training_rows(self, start: int, stop: int) -> Rows:
         """Training rows from ``start`` to before ``stop``, ascending."""
         free = np.ones(stop - start, dtype=bool)
-        for chunk in range(start // CHUNK_ROWS, -(-stop // CHUNK_ROWS)):
-            held = self.held_rows(chunk)
-            free[held[(held >= start) & (held < stop)] - start] = False
+        free[self._held_between(start, stop) - start] = False
         return np.flatnonzero(free) + start
+
+    def training_count(self, start: int, stop: int) -> int:
+        """How many there are."""
+        return stop - start - len(self._held_between(start, stop))
+
+    def _held_between(self, start: int, stop: int) -> Rows:
+        chunks = range(start // CHUNK_ROWS, -(-stop // CHUNK_ROWS))
+        held = np.concatenate([self.held_rows(chunk) for chunk in chunks])
+        return held[(held >= start) & (held < stop)]
 
 
 @final
@@ -102,7 +125,7 @@ class Order:
         size = min(CHUNK_ROWS, -(-partition.rows // (shards * WINDOW_BLOCKS)))
         edges = [*range(0, partition.rows, size), partition.rows]
         self._blocks = list(pairwise(edges))
-        self._counts = [len(partition.training_rows(*block)) for block in self._blocks]
+        self._counts = [partition.training_count(*block) for block in self._blocks]
         self.rows = sum(self._counts)
         self.steps = -(-self.rows // batch_size)
 

@@ -30,10 +30,13 @@ class Group:
         """The initialised process group."""
         return cls(dist.get_rank(), dist.get_world_size())
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], flag: bool = False) -> bool:
+    def sum_gradients(
+        self, parameters: Sequence[nn.Parameter], flag: bool = False, look: bool = True
+    ) -> bool:
         """Sum gradients over the processes, in place, and say whether any of them raised ``flag``.
 
-        A parameter that no process has a gradient for keeps none.
+        A parameter that no process has a gradient for keeps none. Without ``look`` the answer is
+        False, and a GPU need not be waited for.
         """
         if self.world == 1:
             return flag
@@ -45,14 +48,17 @@ class Group:
         ]
         flat = torch.cat([*parts, torch.tensor([*present, float(flag)], device=device)])
         dist.all_reduce(flat)
-        *seen, raised = flat[-len(parameters) - 1 :].tolist()
+        if all(present) and not look:
+            seen, raised = present, 0.0
+        else:
+            *seen, raised = flat[-len(parameters) - 1 :].tolist()
         start = 0
         for parameter, count in zip(parameters, seen, strict=True):
             if count:
                 part = flat[start : start + parameter.numel()]
                 parameter.grad = part.view_as(parameter).to(parameter.dtype)
             start += parameter.numel()
-        return bool(raised)
+        return look and bool(raised)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the processes."""
