@@ -26,6 +26,7 @@ from flows.rebuilding import Named, rebuild_here, say
 
 _NAME = re.compile(r"(?P<model>[^@]+)@(?P<version>[^@]+)")
 _GRACE_S = 15.0
+_LOOK_S = 0.5
 
 
 def reproduce(name: str, *, here: bool, as_json: bool) -> int:
@@ -170,7 +171,7 @@ def _rebuild_there(named: Named, tree: Path, revision: str) -> Reproduction:
     environment = {**os.environ, "PYTHONPATH": path}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        out, _ = process.communicate()
+        out = _output(process)
     except BaseException:
         interrupt_received()
         _stop(process)
@@ -181,6 +182,16 @@ def _rebuild_there(named: Named, tree: Path, revision: str) -> Reproduction:
         raise _failed(process.returncode, revision) from None
     note = f"code: rebuilt with the code of commit {revision[:12]}, in a process of its own."
     return found.model_copy(update={"code": revision, "notes": (note, *found.notes)})
+
+
+def _output(process: "subprocess.Popen[str]") -> str:
+    """What a child prints until it ends.
+
+    Importing MLflow makes SIGINT restart system calls, so a read that waits would never see it.
+    """
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=_LOOK_S)[0]
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:

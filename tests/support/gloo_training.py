@@ -139,13 +139,15 @@ def apart(group: Group, folder: Path) -> str:
 
 
 class Drawing(LabModel):
-    """Notes the first random number that it draws in training."""
+    """Notes what it draws in training, and the seed of the CPU's generator, which is 32 bits."""
 
     drawn: ClassVar[list[float]] = []
+    seeds: ClassVar[set[int]] = set()
 
     def forward(self, *inputs: Tensor) -> Tensor:
         if self.training:
             self.drawn.append(float(torch.rand(())))
+            self.seeds.add(torch.initial_seed() % 2**32)
         return super().forward(*inputs)
 
 
@@ -171,7 +173,7 @@ def main(rank: int, meet: str, folder: Path, snapshots: Path, fingerprint: str) 
     pipeline = dataclasses.replace(PIPELINE, model=Drawing)
     trained, _ = run_training(pipeline, change(shards=2), snapshot, group=group)
     results["run"] = told(trained)
-    results["drawn"] = Drawing.drawn
+    results["drawn"], results["seeds"] = Drawing.drawn, list(Drawing.seeds)
     try:
         rows = ROWS[0].clone()
         rows[:, 0] = float("nan")

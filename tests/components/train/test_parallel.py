@@ -127,6 +127,8 @@ def test_every_process_has_dropout_of_its_own(results: Results) -> None:
     one, other = (result["drawn"] for result in results)
     assert len(one) == len(other) > 3
     assert not set(one) & set(other)
+    seeds = [seed for result in results for seed in result["seeds"]]
+    assert len(set(seeds)) == 2, "seeds that differ above 32 bits only are the same to the CPU"
 
 
 def test_a_loss_that_is_not_finite_ends_both(results: Results) -> None:

@@ -121,6 +121,16 @@ def test_streamed_training_in_pieces_comes_to_the_same_bytes(
     assert not [t for t in threading.enumerate() if t.name.startswith("feed")]
 
 
+def test_a_stop_ends_the_reading_though_its_traceback_is_kept(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_LOOK_S", 0.0)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(snapshot, streamed(CONFIG), reports=Reports(stop=Stop(3)))
+    assert caught.tb
+    assert not [t for t in threading.enumerate() if t.name.startswith("feed")]
+
+
 @pytest.fixture
 def damaged(tmp_path: Path) -> Iterator[Snapshot]:
     """A snapshot whose last pages are spoiled after it was opened."""

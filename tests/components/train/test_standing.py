@@ -31,6 +31,10 @@ CASES: dict[str, tuple[TrainConfig, dict[str, Any]]] = {
     "plain": (change(), {}),
     "every generator": (change(), {"build": Restless}),
     "float16": (change(precision="float16", clip_norm=0.5), {}),
+    "float16 that overflows": (
+        change(precision="float16"),
+        {"loss": lambda logits, labels: 100 * each_loss(logits, labels)},
+    ),
     "bfloat16": (change(precision="bfloat16"), {}),
     "accumulation": (change(accumulate=3, schedule="cosine"), {"build": Restless}),
     "shards": (change(shards=3), {"build": Restless}),
@@ -158,10 +162,11 @@ def test_checkpoints_come_as_often_as_asked(
 
 
 def test_the_scale_of_losses_is_kept(storage: Storage) -> None:
-    fit(make_rows(), change(precision="float16"), checkpoints=checkpoints(storage))
+    config, more = CASES["float16 that overflows"]
+    fit(make_rows(), config, checkpoints=checkpoints(storage), **more)
     found = checkpoints(storage).load()
     assert found is not None
-    assert found.progress.scaler["scale"] > 1
+    assert 1 <= found.progress.scaler["scale"] < 65536, "it began with that, and was halved"
     assert {"growth_factor", "growth_interval", "_growth_tracker"} <= found.progress.scaler.keys()
 
 
