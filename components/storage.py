@@ -1,6 +1,7 @@
 """Small files below a folder or an fsspec URL, written whole or not at all."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, final
@@ -26,7 +27,9 @@ class Storage:
     """
 
     def __init__(self, url: str | Path) -> None:
-        self.url = str(url).rstrip("/")
+        self.url = str(url)
+        while self.url.endswith("/") and not self.url.endswith("://") and len(self.url) > 1:
+            self.url = self.url[:-1]
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
@@ -42,6 +45,11 @@ class Storage:
         """The folder, if it is on this machine."""
         return Path(self.root) if isinstance(self.filesystem, LocalFileSystem) else None
 
+    @property
+    def shown(self) -> str:
+        """The URL without a user name or password, for messages."""
+        return re.sub(r"(?<=://)[^/\s]*@", "***@", self.url)
+
     def path(self, name: str) -> str:
         """The file's path within the file system."""
         return str(self.root / name)
@@ -55,8 +63,9 @@ class Storage:
         if self.local is not None:
             write_atomic(self.local / name, content)
             return
-        self.filesystem.makedirs(str(self.root), exist_ok=True)
-        self.filesystem.pipe_file(self.path(name), content)
+        with _remote_errors():
+            self.filesystem.makedirs(str(self.root), exist_ok=True)
+            self.filesystem.pipe_file(self.path(name), content)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -64,14 +73,16 @@ class Storage:
         Raises:
             FileNotFoundError: There is no such file.
         """
-        content: bytes = self.filesystem.cat_file(self.path(name))
+        with _remote_errors():
+            content: bytes = self.filesystem.cat_file(self.path(name))
         return content
 
     def names(self) -> list[str]:
         """Names of the files that lie directly below, sorted; none where the folder is absent."""
         self.filesystem.invalidate_cache()
         try:
-            found = self.filesystem.ls(str(self.root), detail=False)
+            with _remote_errors():
+                found = self.filesystem.ls(str(self.root), detail=False)
         except FileNotFoundError:
             return []
         names = (PurePosixPath(path).name for path in found)
@@ -79,12 +90,12 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _remote_errors():
             self.filesystem.rm_file(self.path(name))
 
     def clear(self) -> None:
         """Delete everything below, and the folder."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _remote_errors():
             self.filesystem.rm(str(self.root), recursive=True)
 
     @contextlib.contextmanager
@@ -92,3 +103,14 @@ class Storage:
         """Open a file for reading in pieces."""
         with self.filesystem.open(self.path(name), "rb") as stream:
             yield stream
+
+
+@contextlib.contextmanager
+def _remote_errors() -> Iterator[None]:
+    """Make every refusal an OSError: the clients of object stores have families of their own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error

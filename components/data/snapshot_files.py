@@ -214,7 +214,7 @@ def damaged(storage: Storage, name: str, what: str) -> DataError:
     """The refusal of a snapshot whose file is not as it was written."""
     return DataError(
         f"a snapshot must be as it was written; {storage.path(name)} is not: {what}. Start the run "
-        f"again: planning takes the snapshot anew. Or delete {storage.url}."
+        f"again: planning takes the snapshot anew. Or delete {storage.shown}."
     )
 
 

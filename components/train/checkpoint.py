@@ -17,6 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from components.digest import digest_json
+from components.errors import InfrastructureError
 from components.storage import Storage
 
 KEPT = 2
@@ -113,14 +114,25 @@ class Checkpoints:
         self._prune()
 
     def load(self) -> State | None:
-        """The latest checkpoint that is whole and belongs to this job."""
-        for name in self._names():
+        """The latest checkpoint that is whole and belongs to this job.
+
+        Raises:
+            InfrastructureError: Their place cannot be read at all.
+        """
+        try:
+            names = self._names()
+        except OSError as error:
+            raise InfrastructureError(
+                f"checkpoints must be readable; {self._storage.shown} is not: {error}. Mend it, or "
+                "name another place in ASSAY_CHECKPOINT_ROOT."
+            ) from error
+        for name in names:
             try:
                 return self._read(name)
             except (OSError, ValueError, SafetensorError) as error:
                 self._warn(
-                    f"checkpoint {self._storage.url}/{name} is not used: {error}. Training goes on "
-                    "from the one before it, or from the start."
+                    f"checkpoint {self._storage.shown}/{name} is not used: {error}. Training goes "
+                    "on from the one before it, or from the start."
                 )
         return None
 

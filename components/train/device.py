@@ -58,6 +58,9 @@ def reproducible(config: TrainConfig) -> Iterator[None]:
             np.random.set_state(legacy)
 
 
+_CPU_FULL = "can't allocate memory"
+
+
 @contextlib.contextmanager
 def memory_errors(config: TrainConfig) -> Iterator[None]:
     """Say which settings lower the memory that training needs, when a device has run out of it.
@@ -67,7 +70,10 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:  # on a GPU, and of the CPU, it is the latter
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and _CPU_FULL not in str(error):
+            raise
         rows = -(-config.batch_size // config.accumulate)
         raise InfrastructureError(
             f"training must fit the device's memory; it ran out with batch_size={config.batch_size}"

@@ -50,6 +50,7 @@ TRAINED = TrainedModel(
     weights=artifact("weights"),
     encoding=artifact("encoding"),
     device="cpu",
+    environment={"torch": "2.13.0"},
     epochs=2,
     best_epoch=1,
     train_loss=0.25,

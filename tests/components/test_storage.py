@@ -119,3 +119,28 @@ def test_an_address_that_nothing_can_open_is_refused(
         monkeypatch.setattr(fsspec.core, "get_filesystem_class", absent)
     with pytest.raises(ConfigError, match=rf"'{url}' is not: .*Install the package"):
         Storage(url)
+
+
+def test_credentials_of_an_address_are_not_shown() -> None:
+    storage = Storage("memory://someone:hunter2@bucket/folder")
+    assert storage.shown == "memory://***@bucket/folder"
+
+
+def test_any_refusal_of_an_object_store_is_an_oserror(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage("memory://refusing")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("throttled")
+
+    for method in ("pipe_file", "cat_file", "rm_file", "ls", "rm"):
+        monkeypatch.setattr(storage.filesystem, method, refuse)
+    calls = (
+        lambda: storage.write("a", b""),
+        lambda: storage.read("a"),
+        lambda: storage.delete("a"),
+        storage.names,
+        storage.clear,
+    )
+    for call in calls:
+        with pytest.raises(OSError, match="RuntimeError: throttled"):
+            call()

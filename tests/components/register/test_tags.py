@@ -42,6 +42,7 @@ def exported() -> ExportedModel:
         weights=artifact("weights"),
         encoding=artifact("encoding"),
         device="cpu",
+        environment={"torch": "2.13.0"},
         epochs=1,
         best_epoch=1,
         train_loss=0,
