@@ -33,9 +33,11 @@ class GradientNorm:
         self, optimizer: torch.optim.Optimizer, step: int
     ) -> contextlib.AbstractContextManager[None]:
         """Hook into the optimiser for one step, if that one is measured; a hook takes time."""
-        if self._largest or step % MEASURE_EVERY == 0:
-            return self._hooked(optimizer)
-        return _NOTHING
+        return self._hooked(optimizer) if self.wanted(step) else _NOTHING
+
+    def wanted(self, step: int) -> bool:
+        """Whether the step of this number within its epoch is measured."""
+        return bool(self._largest) or step % MEASURE_EVERY == 0
 
     @contextlib.contextmanager
     def _hooked(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:

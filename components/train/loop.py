@@ -17,6 +17,7 @@ from components.train.feed import Feed, Tensors
 from components.train.hooks import GradientNorm
 from components.train.objective import Loss, Objective
 from components.train.parallel import ALONE, Group
+from components.train.quick_step import QuickStep
 from components.train.schedule import make_schedule
 from components.train.standing import Standing
 
@@ -128,6 +129,7 @@ class _Loop:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self._quick_step = QuickStep(self._optimizer, self._parameters)
         self._norm = GradientNorm(self._parameters, config.clip_norm)
         self._schedule = make_schedule(config, feed.order.steps * config.epochs)
         called: Callable[..., Tensor] = model
@@ -202,17 +204,21 @@ class _Loop:
         look = progress.step % self._lag == 0
         wanted = self._group.sum_gradients(self._parameters, self._flagged, look)
         self._flagged &= not wanted
-        with self._norm.attached(self._optimizer, progress.step):
-            self._update()
+        self._update(progress.step)
         self._waiting.append((progress.step, rows, value))
         if len(self._waiting) >= self._lag:
             self._settle()
         return wanted
 
-    def _update(self) -> None:
-        if (scaler := self._objective.scaler) is None:
-            self._optimizer.step()
-        else:
+    def _update(self, step: int) -> None:
+        scaler = self._objective.scaler
+        if scaler is None and not self._norm.wanted(step):
+            self._quick_step()
+            return
+        with self._norm.attached(self._optimizer, step):
+            if scaler is None:
+                self._optimizer.step()
+                return
             scaler.unscale_(self._optimizer)  # before the hook that clips
             scaler.step(self._optimizer)
             scaler.update()
