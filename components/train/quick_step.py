@@ -9,12 +9,13 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.optim import optimizer as hooks
 from torch.optim.adamw import adamw
 
 
 @final
 class QuickStep:
-    """Steps of an optimiser that has one group of parameters, no hooks and no scaled gradients.
+    """Steps of an optimiser with one group of parameters and unscaled gradients.
 
     Args:
         optimizer: A fused AdamW, whose settings and state count; once a step has been made, it must
@@ -30,9 +31,10 @@ class QuickStep:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        """Step; a parameter without a gradient is left to the optimiser itself."""
+        """Step; the optimiser does so itself if a gradient is missing or somebody hooked in."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        if len(gradients) < len(self._parameters) or not (self._state or self._collect()):
+        complete = len(gradients) == len(self._parameters)
+        if not complete or self._hooked() or not (self._state or self._collect()):
             self._optimizer.step()
             return
         settings = self._optimizer.param_groups[0]
@@ -53,6 +55,15 @@ class QuickStep:
             weight_decay=settings["weight_decay"],
             eps=settings["eps"],
             maximize=False,
+        )
+
+    def _hooked(self) -> bool:
+        own = self._optimizer
+        return bool(
+            hooks._global_optimizer_pre_hooks
+            or hooks._global_optimizer_post_hooks
+            or own._optimizer_step_pre_hooks
+            or own._optimizer_step_post_hooks
         )
 
     def _collect(self) -> bool:
