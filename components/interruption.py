@@ -43,23 +43,35 @@ def interrupt_received() -> None:
 
 
 @contextlib.contextmanager
-def deferred_signals() -> Iterator[Callable[[], bool]]:
+def deferred_signals(patience_s: float = 10.0) -> Iterator[Callable[[], bool]]:
     """Hold back the first SIGTERM or SIGINT until the block ends; gives a function that sees it.
 
-    So work can come to a point where it may be stopped. A second signal is not held back. Outside
-    of the main thread, where Python delivers no signals, nothing is done.
+    So work can come to a point where it may be stopped. A second signal is not held back, nor is
+    the first for longer than ``patience_s``: work that hangs is stopped where it is. Outside of the
+    main thread, where Python delivers no signals, nothing is done.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     arrived: list[int] = []
+    waiting: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # One that is ignored stays so; one that was not set from Python could not be put back.
     before = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
+    alarm = signal.getsignal(signal.SIGALRM)
 
     def note(number: int, frame: FrameType | None) -> None:
         restore()
         arrived.append(number)
+        waiting.append(number)
+        signal.signal(signal.SIGALRM, deliver)
+        signal.setitimer(signal.ITIMER_REAL, patience_s)
+
+    def deliver(*unused: object) -> None:
+        if waiting:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
+            signal.raise_signal(waiting.pop())
 
     def restore() -> None:
         for number, handler in before.items():
@@ -71,8 +83,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(arrived)
     finally:
         restore()
-        if arrived:
-            signal.raise_signal(arrived[0])
+        deliver()
 
 
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:

@@ -57,6 +57,20 @@ def test_a_second_signal_acts_at_once(received: list[int]) -> None:
     assert received == [signal.SIGINT, signal.SIGTERM]
 
 
+def test_work_that_hangs_is_stopped_where_it_is(received: list[int]) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with deferred_signals(patience_s=0.05) as arrived:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received == []
+        deadline = time.monotonic() + 10
+        while not received:
+            assert time.monotonic() < deadline
+        assert arrived()
+    assert received == [signal.SIGTERM], "once"
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 def test_without_a_signal_nothing_happens(received: list[int]) -> None:
     before = [signal.getsignal(each) for each in NUMBERS]
     with pytest.raises(ValueError, match="mine"), deferred_signals():

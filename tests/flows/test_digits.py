@@ -32,6 +32,8 @@ ARTIFACTS = {
     "train/weights.safetensors",
     "train/encoding.json",
     "train/loss_curve.png",
+    "train/profile.json",
+    "train/profile.png",
     "validate/contract_report.json",
     "validate/gradient_report.json",
     "validate/gates_report.json",

@@ -26,12 +26,12 @@ def test_loss_that_is_not_finite_is_a_gates_no(bench: Any) -> None:
 def test_interrupted_training_is_killed_in_mlflow(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tasks.train
+    import tasks.training
 
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tasks.train, "run_training", interrupt)
+    monkeypatch.setattr(tasks.training, "run_training", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.fn(plan("interrupted", AS_OF, 0, [], False))
     (run,) = bench.runs("interrupted")
