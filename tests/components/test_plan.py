@@ -3,7 +3,7 @@
 import functools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import date
 from importlib import import_module
@@ -28,6 +28,8 @@ from components.plan import (
 )
 from components.records import Job
 from components.settings import load_settings
+
+Distribution = Callable[[Path, str, Mapping[str, str]], None]
 
 
 @pytest.fixture

@@ -57,4 +57,3 @@ PIPELINE = textwrap.dedent(
     )
     """
 )
-Distribution = Callable[[Path, str, Mapping[str, str]], None]

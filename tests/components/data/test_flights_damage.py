@@ -27,11 +27,6 @@ def rows_of(source: FlightsSource, as_of: date = NEW_YEAR) -> pa.Table:
     return pa.Table.from_batches(batches, schema=source.schema().arrow)
 
 
-def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file with its time of change and its bytes."""
-    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.iterdir())}
-
-
 def damaged(folder: Path) -> str:
     """The complaint about damaged files, wherever it comes."""
     source = FlightsSource(folder)
