@@ -57,29 +57,29 @@ class ChunkReader:
 
     def everything(self) -> Tensors:
         """All rows, in their order."""
-        chunks = range(self._snapshot.chunks("train"))
-        return _joined([self._encoded(chunk) for chunk in chunks])
+        return self.read(np.arange(self._snapshot.rows["train"]))
 
     def read(self, rows: Rows) -> Tensors:
-        """Rows by number, in the order asked for; every chunk is read once."""
+        """Rows by number, in the order asked for; every chunk is read once.
+
+        Chunk after chunk goes to its place in the result, so that there are never two copies.
+        """
         arrangement = np.argsort(rows, kind="stable")
         ordered = rows[arrangement]
         chunks = np.unique(ordered // CHUNK_ROWS)
         edges = np.searchsorted(ordered, [*(chunks * CHUNK_ROWS), rows.max(initial=-1) + 1])
-        parts = [
-            self._encoded(int(chunk), ordered[first:last] - chunk * CHUNK_ROWS)
-            for chunk, (first, last) in zip(chunks, itertools.pairwise(edges), strict=True)
-        ]
-        back = torch.from_numpy(np.argsort(arrangement, kind="stable"))
-        return [tensor.index_select(0, back) for tensor in _joined(parts)]
+        found: Tensors = []
+        for chunk, (first, last) in zip(chunks, itertools.pairwise(edges), strict=True):
+            part = self._encoded(int(chunk), ordered[first:last] - chunk * CHUNK_ROWS)
+            found = found or [t.new_empty((len(rows), *t.shape[1:])) for t in part]
+            places = torch.from_numpy(arrangement[first:last])
+            for whole, tensor in zip(found, part, strict=True):
+                whole.index_copy_(0, places, tensor)
+        return found
 
-    def _encoded(self, chunk: int, offsets: Rows | None = None) -> Tensors:
+    def _encoded(self, chunk: int, offsets: Rows) -> Tensors:
         table = self._snapshot.chunk("train", chunk, columns=list(self._features.columns))
-        if offsets is not None:
+        if len(offsets) < table.num_rows:
             table = table.take(offsets)
         arrays = [*self._encoding.encode(table).values(), read_labels(table, self._features)]
         return [torch.from_numpy(array) for array in arrays]
-
-
-def _joined(parts: list[Tensors]) -> Tensors:
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
