@@ -138,6 +138,9 @@ def describe_validation(error: ValidationError, prefix: str = "") -> str:
         secret = isinstance(item.get("input"), SecretStr) or any(
             word in name.lower() for word in ("password", "token", "secret", "key")
         )
+        if not item["loc"]:  # several settings that do not fit together say so themselves
+            sentences.append(item["msg"].removeprefix("Value error, "))
+            continue
         got = "" if secret else f"; got {item.get('input')!r}"
         sentences.append(f"{name}: {item['msg'].lower()}{got}")
     return "; ".join(sentences) + "."

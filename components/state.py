@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def storage_errors(path: Path, *more: int) -> Iterator[None]:
         raise InfrastructureError(
             f"the state folder must be writable and have space; writing below {path} failed: "
             f"{error.strerror or error}. Free space, mend its permissions, or name another folder "
-            "in ASSAY_HOME."
+            "in ASSAY_HOME (or in ASSAY_SNAPSHOT_ROOT, where that is set)."
         ) from error
 
 
@@ -109,6 +110,14 @@ def replace_folder(target: Path) -> Iterator[Path]:
         work.replace(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep(folder: Path, older_s: float) -> None:
+    """Delete what lies directly in a folder and has not been changed for so many seconds."""
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+            if time.time() - path.stat().st_mtime > older_s:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

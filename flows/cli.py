@@ -26,6 +26,7 @@ REPRODUCE_EXIT_CODES = """exit status:
   2  usage or configuration: no such version, for example
   1  infrastructure"""
 
+_NOTHING = "nothing was changed"
 _KEPT = {"run": "finished stages are kept, run the same command to go on"}
 
 
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         status = error.exit_code
     except KeyboardInterrupt:
         interrupt_received()
-        _say(f"assay: interrupted; {_KEPT.get(arguments.command, 'nothing was changed')}.")
+        forced = getattr(arguments, "force", False)
+        kept = "a forced run starts anew" if forced else _KEPT.get(arguments.command, _NOTHING)
+        _say(f"assay: interrupted; {kept}.")
         status = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

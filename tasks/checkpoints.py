@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from components.records import Job
 from components.settings import Settings
+from components.state import sweep
 from components.storage import Storage
 from components.train.checkpoint import Checkpoints
+from tasks.runtime import LEFT_S
 
 
 def checkpoint_storage(settings: Settings, job: Job) -> Storage:
@@ -19,12 +21,15 @@ def checkpoint_storage(settings: Settings, job: Job) -> Storage:
 
 
 def job_checkpoints(settings: Settings, job: Job, warn: Callable[[str], None]) -> Checkpoints:
-    """A job's checkpoints.
+    """A job's checkpoints; those of jobs that nobody went on with for a week are deleted.
 
     Raises:
         ConfigError: As :func:`checkpoint_storage`.
     """
-    return Checkpoints(checkpoint_storage(settings, job), job.key, warn)
+    storage = checkpoint_storage(settings, job)
+    if storage.local is not None:  # an object store has rules of its own for what is old
+        sweep(storage.local.parent, LEFT_S)
+    return Checkpoints(storage, job.key, warn)
 
 
 def drop_checkpoints(settings: Settings, job: Job) -> None:

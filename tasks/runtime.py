@@ -26,10 +26,12 @@ from components.records import (
     mlflow_run,
 )
 from components.settings import Settings, load_settings
-from components.state import storage_errors
+from components.state import storage_errors, sweep
 from components.threads import single_threaded
 
 RecordT = TypeVar("RecordT", bound=Record)
+LEFT_S = 7 * 24 * 3600.0
+"""Seconds after which what a killed or abandoned run left is deleted."""
 
 
 def current_settings() -> Settings:
@@ -116,6 +118,7 @@ def stage(name: str, given: Job | StageRecord, run_id: str = "") -> Iterator[Wor
     work = settings.root / "work"
     with storage_errors(work):
         work.mkdir(parents=True, exist_ok=True)
+        sweep(work, LEFT_S)  # of processes that were killed
         folder = tempfile.TemporaryDirectory(dir=work, prefix=f"{name}-")
     with folder, single_threaded():
         run_id = run_id or mlflow_run(given)

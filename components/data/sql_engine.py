@@ -59,6 +59,11 @@ def parse_url(url: SecretStr) -> "sa.URL":
             "ASSAY_DATABASE_URL must be a URL such as postgresql://USER:PASSWORD@HOST/DATABASE or "
             "sqlite:///FILE; it is not one. Quote special characters of the password as %XX."
         ) from None
+    if "@" in (parsed.host or ""):  # the rest of a password: it must not be shown
+        raise ConfigError(
+            "ASSAY_DATABASE_URL must have one @ before the host; it has more. Quote special "
+            "characters of the password as %XX."
+        )
     kind = parsed.get_backend_name()
     if kind not in (_POSTGRES, "sqlite") or (kind == "sqlite" and not parsed.database):
         raise ConfigError(

@@ -241,3 +241,15 @@ def test_the_sample_file_can_be_used_as_it_is(checkout: Path) -> None:
     settings = load_settings()
     assert not settings.mlflow_password.get_secret_value(), "a sample holds no secret"
     assert not settings.mlflow_token.get_secret_value(), "a sample holds no secret"
+
+
+def test_settings_that_do_not_fit_together_say_so_themselves() -> None:
+    from components.pipelines.digits import pipeline
+    from components.plan import resolve_config
+
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(pipeline, 0, ["workers=2", "shards=3"])
+    said = str(caught.value)
+    assert "is not valid: workers must divide shards" in said
+    assert said.count("got") == 1
+    assert "epochs" not in said

@@ -22,6 +22,7 @@ from components.state import (
     prefect_folder,
     replace_folder,
     storage_errors,
+    sweep,
     write_atomic,
 )
 
@@ -223,3 +224,14 @@ def test_a_killed_holder_gives_the_lock_back(tmp_path: Path, children: list[Chil
     assert not waiter.says("got it", timeout=0.2)
     holder.process.kill()
     assert waiter.says("got it")
+
+
+def test_only_what_is_old_is_swept(tmp_path: Path) -> None:
+    old, young = tmp_path / "old", tmp_path / "young"
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "file").touch()
+    os.utime(old, (0, 0))
+    sweep(tmp_path, 3600.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["young"]
+    sweep(tmp_path / "absent", 0.0)

@@ -317,6 +317,7 @@ def test_an_empty_url_names_the_setting() -> None:
         f"postgresql://u:{HIDDEN}@host:{HIDDEN}/d",
         f"mysql://u:{HIDDEN}@host/d",
         f"oracle+driver://u:{HIDDEN}@host/d",
+        f"postgresql://u:first@{HIDDEN}@host/d",
         "sqlite://",
     ],
 )
