@@ -44,7 +44,9 @@ def run(home: Path) -> tuple[str, str]:
         capture_output=True,
         text=True,
     )
-    log, summary = (text.replace(str(home), "~") for text in (done.stderr, done.stdout))
+    commands = f"{Path(sys.executable).parent}/"  # as with .venv activated
+    both = (done.stderr, done.stdout)
+    log, summary = (text.replace(str(home), "~").replace(commands, "") for text in both)
     return log, summary
 
 
