@@ -66,17 +66,23 @@ class Feed:
         starts = order.window_starts(shard)
         first = next((i for i in range(len(starts) - 1) if starts[i + 1] > edges[0]), len(starts))
         windows = self._windows(order, shard, first)
-        here, last, tensors = edges[0], edges[0], [t[:0] for t in self.held]
+        window: Tensors = []
+        here = last = edges[0]
         for begin, end in itertools.pairwise(edges):
-            while last < end:  # the step needs rows of the next window
-                kept = [t[begin - here :] for t in tensors]
-                fresh, at = next(windows)
-                fresh = [t[max(0, begin - at) :] for t in fresh]
-                tensors = [
-                    torch.cat(p) if len(p[0]) else p[1] for p in zip(kept, fresh, strict=True)
-                ]
-                here, last = begin, max(begin, at) + len(fresh[0])
-            yield [t[begin - here : end - here] for t in tensors]
+            parts: list[Tensors] = []
+            place = begin
+            while place < end:
+                if place == last:
+                    window = []  # let go of it before the next one comes
+                    window, here = next(windows)
+                    last = here + len(window[0])
+                stop = min(end, last)
+                parts.append([tensor[place - here : stop - here] for tensor in window])
+                place = stop
+            if len(parts) == 1:
+                yield parts[0]
+            else:
+                yield [torch.cat(c) for c in zip(*parts, strict=True)] or [t[:0] for t in self.held]
 
     def _windows(self, order: EpochOrder, shard: int, first: int) -> Iterator[tuple[Tensors, int]]:
         """Windows on the device, each with the place of its first row in the shard."""
