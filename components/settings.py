@@ -5,6 +5,7 @@ a secrets directory, then further sources such as a Prefect block. Secrets stay 
 call that needs them.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,11 @@ def describe_validation(error: ValidationError, prefix: str = "") -> str:
         got = "" if secret else f"; got {item.get('input')!r}"
         sentences.append(f"{name}: {item['msg'].lower()}{got}")
     return "; ".join(sentences) + "."
+
+
+def hide_credentials(text: str) -> str:
+    """The text with the user and password of every address in it hidden."""
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
 
 
 def setting_sources(environ: Mapping[str, str], env_file: Path) -> dict[str, str]:

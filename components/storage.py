@@ -1,7 +1,6 @@
 """Small files below a folder or an fsspec URL, written whole or not at all."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, final
@@ -10,6 +9,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from components.errors import ConfigError
+from components.settings import hide_credentials
 from components.state import write_atomic
 
 
@@ -34,7 +34,7 @@ class Storage:
             filesystem, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"a storage address must be a folder or a URL that fsspec can open; {self.url!r} "
+                f"a storage address must be a folder or a URL that fsspec can open; {self.shown!r} "
                 f"is not: {error}. Install the package that it names, or give a folder."
             ) from error
         self.filesystem: Any = filesystem
@@ -48,7 +48,7 @@ class Storage:
     @property
     def shown(self) -> str:
         """The URL without a user name or password, for messages."""
-        return re.sub(r"(?<=://)[^/\s]*@", "***@", self.url)
+        return hide_credentials(self.url)
 
     def path(self, name: str) -> str:
         """The file's path within the file system."""

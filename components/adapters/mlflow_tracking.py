@@ -4,7 +4,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import shutil
 import socket
 import sqlite3
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, final
 from components.digest import digest_file
 from components.errors import ConfigError, InfrastructureError
 from components.records import Artifact
-from components.settings import Settings
+from components.settings import Settings, hide_credentials
 from components.state import exclusive, mlflow_folder, replace_folder, storage_errors
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def check_mlflow(settings: Settings) -> str:
     uri = configure_mlflow(settings)
     if not uri.startswith(("http://", "https://")):
         return uri
-    if _shown(uri) != uri:
+    if hide_credentials(uri) != uri:
         raise ConfigError(
             "ASSAY_MLFLOW_TRACKING_URI must be an address without user name and password; it holds "
             "one. Set ASSAY_MLFLOW_USERNAME and ASSAY_MLFLOW_PASSWORD, or ASSAY_MLFLOW_TOKEN."
@@ -77,11 +76,6 @@ def check_mlflow(settings: Settings) -> str:
     except (OSError, ValueError, HTTPException) as error:
         raise InfrastructureError(_unreachable(uri, str(error))) from error
     return uri
-
-
-def _shown(text: str) -> str:
-    """The text with the user and password of every address in it hidden."""
-    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
 
 
 def _unreachable(uri: str, what: str) -> str:
@@ -160,10 +154,10 @@ def mlflow_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        first = _shown(str(error).strip().split("\n", 1)[0])
+        first = hide_credentials(str(error).strip().split("\n", 1)[0])
         raise InfrastructureError(
-            f"MLflow must store what a run gives it; {_shown(uri)} refused: {first}. See that the "
-            "server or the database file is reachable and writable, and run again: finished stages "
+            f"MLflow must store what a run gives it; {hide_credentials(uri)} refused: {first}. See "
+            "that the server or the database file is reachable and writable, and run again: finished stages "
             "are kept. If their MLflow run was deleted, retrain with --force; if the embedded "
             "database is damaged, delete the folder mlflow below the state folder to start anew."
         ) from error

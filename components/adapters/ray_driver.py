@@ -210,7 +210,9 @@ def _join(use_gpu: bool) -> None:
     store = dist.TCPStore(  # type: ignore[attr-defined]
         host, port, world, rank == 0, master_listen_fd=listener.detach() if listener else None
     )
-    dist.init_process_group("nccl" if use_gpu else "gloo", store=store, rank=rank, world_size=world)
+    # Generators' states are gathered from the CPU, also where gradients are summed on GPUs.
+    backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def _die_with_parent() -> None:

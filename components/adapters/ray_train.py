@@ -68,7 +68,7 @@ def run_workers(
         folder: Of this job alone, for Ray's logs and, on this machine, all else that Ray writes.
         address: A Ray cluster, as ``ray://host:port``, ``host:port`` or ``auto``; empty starts one
             on this machine, on loopback, for this call.
-        use_gpu: One GPU for each worker, and NCCL instead of gloo.
+        use_gpu: One GPU for each worker, and NCCL beside gloo.
         cpus: CPUs that each worker occupies.
         max_failures: How often the group may be started again.
         on_report: Called in this thread with every report, in order. After a restart the worker

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import fsspec
 
 from components.errors import ConfigError, DataError, InfrastructureError
+from components.settings import hide_credentials
 
 
 @final
@@ -40,10 +41,10 @@ class DataFiles:
     """
 
     def __init__(self, url: str | Path, suffixes: tuple[str, ...]) -> None:
-        self.url = str(url)
+        self.url = hide_credentials(str(url))  # for messages
         self._suffixes = suffixes
         try:
-            filesystem, self._root = fsspec.core.url_to_fs(self.url)
+            filesystem, self._root = fsspec.core.url_to_fs(str(url))
         except (ImportError, ValueError) as error:
             raise ConfigError(
                 f"a path must be local or a URL that fsspec can open; {self.url!r} is not: "

@@ -43,8 +43,8 @@ class Feed:
         self.device = device
         self._shards = shards
         self._ahead = ahead
-        chunks = range(order.partition.chunks)
-        held = np.concatenate([order.partition.held_rows(chunk) for chunk in chunks])
+        givers = order.partition.givers
+        held = np.concatenate([order.partition.held_rows(chunk) for chunk in givers])
         self.held = [tensor.to(device) for tensor in read(held)]
 
     def batches(self, epoch: int, start: int) -> Generator[Tensors]:

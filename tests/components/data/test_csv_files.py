@@ -196,3 +196,12 @@ def test_nested_columns_and_an_undeclared_time_are_refused(tmp_path: Path) -> No
         CsvSource(tmp_path, nested, Fraction())
     with pytest.raises(ContractError, match="'time'"):
         source(tmp_path, Months("time"))
+
+
+def test_credentials_of_an_address_are_not_shown() -> None:
+    from components.data.files import DataFiles
+
+    files = DataFiles("memory://someone:hunter2@host/nothing", (".csv",))
+    with pytest.raises(DataError, match="there are none at memory://") as caught:
+        files.found()
+    assert "hunter2" not in str(caught.value)
