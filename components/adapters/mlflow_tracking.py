@@ -157,8 +157,8 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         first = hide_credentials(str(error).strip().split("\n", 1)[0])
         raise InfrastructureError(
             f"MLflow must store what a run gives it; {hide_credentials(uri)} refused: {first}. See "
-            "that the server or the database file is reachable and writable, and run again: finished stages "
-            "are kept. If their MLflow run was deleted, retrain with --force; if the embedded "
+            "that the server or the database file is reachable and writable, and run again: "
+            "finished stages are kept. If their MLflow run was deleted, retrain with --force; if the embedded "
             "database is damaged, delete the folder mlflow below the state folder to start anew."
         ) from error
 
