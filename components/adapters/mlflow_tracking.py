@@ -155,10 +155,11 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         first = hide_credentials(str(error).strip().split("\n", 1)[0])
+        place = hide_credentials(uri)
         raise InfrastructureError(
-            f"MLflow must store what a run gives it; {hide_credentials(uri)} refused: {first}. See "
-            "that the server or the database file is reachable and writable, and run again: "
-            "finished stages are kept. If their MLflow run was deleted, retrain with --force; if the embedded "
+            f"MLflow must store what a run gives it; {place} refused: {first}. See that the "
+            "server or the database file is reachable and writable, and run again: finished stages "
+            "are kept. If their MLflow run was deleted, retrain with --force; if the embedded "
             "database is damaged, delete the folder mlflow below the state folder to start anew."
         ) from error
 
