@@ -36,6 +36,7 @@ def meet(payload: str, report: Report) -> None:
 def meet_and_refuse(payload: str, report: Report) -> None:
     """Meet, and then refuse."""
     meet(payload, report)
+    dist.barrier()  # a refusal ends the job at once, also a report that is under way
     refuse(payload, report)
 
 
