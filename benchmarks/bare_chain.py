@@ -15,7 +15,7 @@ import pyarrow as pa
 from components.adapters.mlflow_registry import CHAMPION, Registry
 from components.adapters.mlflow_tracking import connect
 from components.decide.promotion import Contender, judge
-from components.evaluate import score_rows
+from components.evaluate import answer_rows
 from components.export.golden import read_golden
 from components.export.predictors import OnnxPredictor
 from components.export.run import run_export
@@ -54,7 +54,9 @@ def main(name: str, home: Path, seed: int) -> None:
         for path in (files.weights, files.encoding, files.loss_curve):
             tracking.put(run_id, path, "train")
         model, encoding = load_model(pipeline, config, files.encoding, files.weights)
-        evidence = collect_evidence(pipeline, model, encoding, snapshot, seed=job.seed)
+        evidence = collect_evidence(
+            pipeline, model, encoding, snapshot, seed=job.seed, key=job.row_key
+        )
         evidence.require_passed()
         for key, report in evidence.reports().items():
             path = folder / f"{key}.json"
@@ -84,7 +86,7 @@ def main(name: str, home: Path, seed: int) -> None:
         if holder is not None:
             held = registry.download(holder.number, folder / "champion")
             champion = _contender(pipeline, holder.number, held, rows)
-        judgement = judge(pipeline, candidate, champion, rows.num_rows)
+        judgement = judge(pipeline, candidate, champion)
         if judgement.verdict == "promoted":
             registry.set_alias(CHAMPION, version.number)
         tracking.finish(run_id, "FINISHED")
@@ -96,8 +98,8 @@ def main(name: str, home: Path, seed: int) -> None:
 
 def _contender(pipeline: Pipeline, version: int, path: Path, rows: pa.Table) -> Contender:
     predictor = OnnxPredictor(path.read_bytes())
-    metrics = score_rows(pipeline, predictor, predictor.encoding, rows)
-    return Contender(version, metrics)
+    scored = answer_rows(pipeline, predictor, predictor.encoding, rows)
+    return Contender(version, pipeline.metrics(scored), scored)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The contracts between assay and the code that it runs.
 
-A component is abstract or final: these classes have abstract methods and no state, so Python itself
-refuses to instantiate a class that misses one, and :func:`instantiate` says which.
+A component is abstract or final: these classes have abstract methods and no state. A class whose
+members do not fit is refused when it is defined, with a :class:`ContractError` that names them all;
+one that misses members may be subclassed, and :func:`instantiate` says what it misses.
 
 Legend: B = batch, the one dynamic axis, written ``"batch"`` in a shape.
 """
@@ -17,9 +18,16 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SecretStr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor, nn
 
+from components.conformance import describe_faults, missing_members, mistyped_members
 from components.data.schema import RowSchema
 from components.errors import ContractError
 
@@ -31,17 +39,41 @@ Instance = TypeVar("Instance")
 
 
 class TensorSpec(BaseModel):
-    """Name, dtype (numpy's name, for example ``float32``) and shape of a graph input or output."""
+    """Name, dtype (numpy's name, for example ``float32``) and shape of a graph input or output.
+
+    ``unit`` says what the numbers count, for example ``minutes``. It is empty where there is none,
+    or where columns of several units share a tensor. Values whose unit is ``probability`` must lie
+    between 0 and 1, which the contract verification checks.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     dtype: Literal["float32", "int64"]
     shape: tuple[Literal["batch"] | int, ...]
+    unit: str = ""
+
+    @property
+    def unitless(self) -> "TensorSpec":
+        """The same tensor without its unit, as an encoding describes it."""
+        return self.model_copy(update={"unit": ""})
+
+    @model_serializer(mode="wrap")
+    def _without_empty_unit(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # So that the bytes of a file whose tensors have no units do not change.
+        fields: dict[str, object] = dump(self)
+        if not self.unit:
+            del fields["unit"]
+        return fields
 
 
 class ModelMetadata(BaseModel):
-    """What a model takes and gives; it travels inside the ONNX file."""
+    """What a model takes and gives; it travels inside the ONNX file.
+
+    ``classes`` are the labels in the order of the target, 0 first; they are unique. With K classes
+    one output must have K as its last axis, one number for each class; with two classes an output
+    ``("batch",)`` or ``("batch", 1)`` will do, the number of the second class.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +83,22 @@ class ModelMetadata(BaseModel):
     description: str
 
 
-class Model(nn.Module, ABC):
+class _Checked:
+    """Shared by the abstract classes: refuses a class whose members cannot be what is asked for."""
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Look at the class as it is defined.
+
+        Raises:
+            ContractError: A member is no method, takes other arguments, is asynchronous, or is
+                annotated with another type; the message names all of them, and what is missing.
+        """
+        super().__init_subclass__(**options)
+        if mistyped := mistyped_members(cls):
+            raise ContractError(describe_faults(cls, missing_members(cls), mistyped))
+
+
+class Model(nn.Module, _Checked, ABC):
     """A trainable network that can say what it takes and gives."""
 
     @abstractmethod
@@ -67,7 +114,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def get_model_metadata(self) -> ModelMetadata:
-        """Names, dtypes and shapes of inputs and outputs, and the class labels."""
+        """Names, dtypes, shapes and units of inputs and outputs, and the class labels."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +130,7 @@ class SourceContext:
     database_url: SecretStr = field(default_factory=lambda: SecretStr(""))
 
 
-class DataSource(ABC):
+class DataSource(_Checked, ABC):
     """Rows of a task, by split, as Arrow record batches."""
 
     @abstractmethod
@@ -119,7 +166,7 @@ class DataSource(ABC):
         """Count the rows of the window that were left out, by reason."""
 
 
-class Predictor(ABC):
+class Predictor(_Checked, ABC):
     """Something that answers rows of encoded inputs, whatever engine it runs on."""
 
     @property
@@ -140,15 +187,12 @@ def instantiate(factory: Callable[..., Instance], *args: object, **kwargs: objec
     """Call a factory, and name what is missing when an abstract class is left incomplete.
 
     Raises:
-        ContractError: The class misses abstract methods.
+        ContractError: The class misses members, or has some that do not fit.
     """
-    missing = sorted(getattr(factory, "__abstractmethods__", ()))
-    if inspect.isclass(factory) and missing:
-        raise ContractError(
-            f"{factory.__qualname__} must implement every abstract method of its base class; "
-            f"missing: {', '.join(missing)}. Define them, with the signatures in "
-            "components/contract.py."
-        )
+    if inspect.isclass(factory):
+        missing, mistyped = missing_members(factory), mistyped_members(factory)
+        if missing or mistyped:
+            raise ContractError(describe_faults(factory, missing, mistyped))
     try:
         return factory(*args, **kwargs)
     except TypeError as error:

@@ -6,7 +6,7 @@ its own in its own package and a flow parameter never carries an import path.
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,10 @@ from components.errors import AssayError, ConfigError
 from components.pipeline_entries import GROUP, pipeline_entries
 from components.train.config import TrainConfig
 from components.validate.gradient_report import Waiver
+
+Floats = npt.NDArray[np.float64]
+Resampled = Callable[[npt.NDArray[np.int64]], float]
+"""From how often each row was drawn, (B,), to a metric of the drawn rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +44,69 @@ class QualityGate:
 
     def __post_init__(self) -> None:
         """Refuse a gate that lets everything pass."""
-        if self.minimum == float("-inf") and self.maximum == float("inf"):
+        _require_a_bound("quality gate", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceGate:
+    """A bound on a metric of the held-out rows of each value of a column.
+
+    Args:
+        metric: One of the pipeline's metrics, measured on the rows of one value at a time.
+        column: A column of the rows: strings, whole numbers or truth values. Missing values are a
+            slice of their own. The label's own column gives a slice per class.
+        minimum: The least that a slice may have.
+        maximum: The most that a slice may have.
+        min_rows: Slices with fewer rows are reported and not judged.
+    """
+
+    metric: str
+    column: str
+    minimum: float = float("-inf")
+    maximum: float = float("inf")
+    min_rows: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse a gate that lets everything pass."""
+        _require_a_bound("slice gate", self)
+        if self.min_rows < 1:
             raise ValueError(
-                f"quality gate on {self.metric!r} must set minimum or maximum; got neither"
+                f"slice gate on {self.metric!r}: min_rows must be >= 1, got {self.min_rows}"
             )
+
+
+def _require_a_bound(kind: str, gate: QualityGate | SliceGate) -> None:
+    if gate.minimum == float("-inf") and gate.maximum == float("inf"):
+        raise ValueError(f"{kind} on {gate.metric!r} must set minimum or maximum; got neither")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakageAlarms:
+    """When features are suspected to know the label, or the held-out rows to be known.
+
+    Args:
+        single_feature_auc: ROC-AUC that no feature may reach alone, from 0.5 to 1.
+        allowed: Features that may, each with the reason.
+        duplicate_share: Share of held-out rows whose features and label also stand in training.
+    """
+
+    single_feature_auc: float = 0.99
+    allowed: Mapping[str, str] = field(default_factory=dict)
+    duplicate_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse an alarm that could never go off, and an exception without a reason."""
+        if not 0.5 < self.single_feature_auc <= 1:
+            raise ValueError(
+                "leakage: single_feature_auc must be above 0.5 and at most 1, got "
+                f"{self.single_feature_auc}"
+            )
+        if not 0 <= self.duplicate_share < 1:
+            raise ValueError(
+                f"leakage: duplicate_share must be >= 0 and below 1, got {self.duplicate_share}"
+            )
+        if mute := [name for name, reason in self.allowed.items() if not reason.strip()]:
+            raise ValueError(f"leakage: allowed must give a reason; {', '.join(mute)} has none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +122,21 @@ class Pipeline:
         loss: Maps logits and labels (B,) int64 to the loss of each row (B,), or to their mean.
         config: Training defaults; its class names and types the keys of ``--set``.
         metrics: Maps scored rows to named metrics.
-        gates: Bounds that a candidate must keep.
+        gates: Bounds that a candidate must keep, on all held-out rows or on slices of them.
         metric: The metric that decides between candidate and champion; higher is better.
-        margin: How much worse than the champion a candidate may be and still replace it.
+        margin: How much worse than the champion a candidate may be, at the lower end of the
+            confidence interval of their difference, and still replace it.
         dated: Whether ``as_of`` selects rows.
         waivers: Tensors whose gradient differs on purpose, each with its reason.
         frozen: Parameters that stay as the model's class made them, by name or pattern such as
             ``backbone.*``.
+        leakage: When features or held-out rows are suspected of leakage.
+        resampled: Maps scored rows to a function from counts (B,), how often each row was drawn, to
+            the deciding metric of the drawn rows. Without it ``metrics`` is called for every
+            resample of the bootstrap, and there are fewer of them.
+        baseline: Maps label frequencies of training (classes,) and a number of rows to the outputs
+            of a model that predicts them always. Needed only where these do not follow from the
+            outputs' shapes.
     """
 
     name: str
@@ -76,12 +147,15 @@ class Pipeline:
     loss: Callable[[Tensor, Tensor], Tensor]
     config: TrainConfig
     metrics: Callable[[Scored], dict[str, float]]
-    gates: tuple[QualityGate, ...]
+    gates: tuple[QualityGate | SliceGate, ...]
     metric: str
     margin: float
     dated: bool
     waivers: tuple[Waiver, ...] = ()
     frozen: tuple[str, ...] = ()
+    leakage: LeakageAlarms = field(default_factory=LeakageAlarms)
+    resampled: Callable[[Scored], Resampled] | None = None
+    baseline: Callable[[Floats, int], Mapping[str, npt.NDArray[np.generic]]] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a pipeline whose decision or gates could not be made."""
@@ -89,6 +163,11 @@ class Pipeline:
             raise ValueError(f"pipeline {self.name!r} must declare at least one quality gate")
         if self.margin < 0:
             raise ValueError(f"pipeline {self.name!r}: margin must be >= 0, got {self.margin}")
+        if unread := sorted(self.leakage.allowed.keys() - {*self.features.columns}):
+            raise ValueError(
+                f"pipeline {self.name!r}: leakage.allowed must name features; got "
+                f"{', '.join(unread)}"
+            )
 
 
 def load_pipeline(name: str) -> Pipeline:

@@ -135,6 +135,7 @@ def plan_job(
         rows=dict(snapshot.rows),
         excluded=dict(source.excluded(as_of)),
         force_token=force_token,
+        row_key=source.schema().key,
     )
 
 
@@ -151,6 +152,7 @@ def code_digest(pipeline: Pipeline) -> str:
             pipeline.margin,
             pipeline.waivers,
             pipeline.frozen,
+            pipeline.leakage,
         )
     )
     return digest_json([sources, declared, {name: _release(name) for name in _ENGINES}])
@@ -163,13 +165,20 @@ def _release(package: str) -> str:
 
 def _code_of(pipeline: Pipeline) -> set[Path]:
     """Where the pipeline's parts are defined; Python and the engines count by version."""
+    versioned = {*_ENGINES, *sys.stdlib_module_names}
+    modules = code_modules(pipeline)
+    return {_package_of(name) for name in modules if name.partition(".")[0] not in versioned}
+
+
+def code_modules(pipeline: Pipeline) -> set[str]:
+    """Names of the modules in which the pipeline's parts are defined."""
     parts = [pipeline.source, pipeline.loss, pipeline.metrics]
+    parts += [part for part in (pipeline.resampled, pipeline.baseline) if part is not None]
     modules = {pipeline.model.__module__, type(pipeline.config).__module__}
     for part in parts:
         function = part.func if isinstance(part, functools.partial) else part
         modules |= {function.__module__, *_named_in(function)}
-    versioned = {*_ENGINES, *sys.stdlib_module_names}
-    return {_package_of(name) for name in modules if name.partition(".")[0] not in versioned}
+    return modules
 
 
 def _named_in(function: object) -> set[str]:

@@ -38,7 +38,10 @@ class Stage(Record):
 
 
 class Job(Record):
-    """What a run was asked for, resolved to digests; its ``key`` decides what is cached."""
+    """What a run was asked for, resolved to digests; its ``key`` decides what is cached.
+
+    ``row_key`` names the columns that together tell rows apart.
+    """
 
     pipeline: str
     as_of: date
@@ -52,6 +55,7 @@ class Job(Record):
     rows: dict[str, int]
     excluded: dict[str, int]
     force_token: str = ""
+    row_key: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -89,13 +93,16 @@ class TrainedModel(Record):
 
 
 class ValidatedModel(Record):
-    """A trained model whose contract, gradients and quality passed."""
+    """A trained model that every gate of validate passed; ``page`` shows what they found."""
 
     trained: TrainedModel
     metrics: dict[str, float]
     contract_report: Artifact
     gradient_report: Artifact
     gates_report: Artifact
+    leakage_report: Artifact
+    source_report: Artifact
+    page: Artifact
     stage: Stage
 
     @property

@@ -26,6 +26,12 @@ REPRODUCE_EXIT_CODES = """exit status:
   2  usage or configuration: no such version, for example
   1  infrastructure"""
 
+VERIFY_EXIT_CODES = """exit status:
+  0  source, contract and gradients are as they should be
+  3  something is not; the report says what and where
+  2  usage or configuration: the component cannot be imported or built, for example
+  1  infrastructure"""
+
 _NOTHING = "nothing was changed"
 _KEPT = {"run": "finished stages are kept, run the same command to go on"}
 
@@ -119,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--json", action="store_true", help="end stdout with one JSON object")
     _add_reproduce(commands)
+    _add_verify(commands)
     commands.add_parser("pipelines", help="list the registered pipelines")
     commands.add_parser("doctor", help="check versions, devices, settings and servers")
     return parser
@@ -142,6 +149,22 @@ def _add_reproduce(commands: "argparse._SubParsersAction[_Parser]") -> None:
     reproduce.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _add_verify(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="verify contract, gradients and source of a component, without data or a server",
+        epilog=VERIFY_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verify.add_argument(
+        "component",
+        metavar="COMPONENT",
+        help="MODULE:NAME of a model, its class, a function that builds it or a Pipeline; or a "
+        "pipeline that 'assay pipelines' lists",
+    )
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def dispatch(arguments: argparse.Namespace) -> int:
     """Carry out a parsed command and return its exit status."""
     match arguments.command:
@@ -163,6 +186,10 @@ def dispatch(arguments: argparse.Namespace) -> int:
             from flows.reproduce import reproduce
 
             return reproduce(arguments.version, here=arguments.here, as_json=arguments.json)
+        case "verify":
+            from flows.verify import verify
+
+            return verify(arguments.component, as_json=arguments.json)
         case "pipelines":
             return list_pipelines()
         case "doctor":

@@ -13,7 +13,7 @@ from components.decide.promotion import Contender, Judgement, judge
 from components.decide.report import decision_markdown
 from components.digest import digest_file
 from components.errors import GateError, InfrastructureError
-from components.evaluate import score_rows
+from components.evaluate import answer_rows
 from components.export.predictors import OnnxPredictor
 from components.pipeline import Pipeline, load_pipeline
 from components.plan import open_data
@@ -45,7 +45,7 @@ def decide(tested: SmokeTestedModel) -> Decision:
             champion = _champion(
                 pipeline, registry, holder, candidate, sha256, rows, job.as_of, space.folder
             )
-            judgement = judge(pipeline, candidate, champion, rows.num_rows)
+            judgement = judge(pipeline, candidate, champion)
             if champion is not candidate:  # a champion keeps the reason it was promoted for
                 _apply(registry, candidate.version, judgement)
         _publish(space, tested, pipeline, candidate, champion, judgement)
@@ -81,7 +81,8 @@ def _contender(
             "the next candidate is judged by the gates alone."
         )
     predictor = OnnxPredictor(onnx_file.read_bytes())
-    return Contender(version, score_rows(pipeline, predictor, predictor.encoding, rows))
+    scored = answer_rows(pipeline, predictor, predictor.encoding, rows)
+    return Contender(version, pipeline.metrics(scored), scored)
 
 
 def _champion(

@@ -2,13 +2,16 @@
 
 from prefect import task
 
-from components.pipeline import load_pipeline
+from components.adapters.prefect_runtime import publish_markdown
+from components.pipeline import Pipeline, load_pipeline
 from components.plan import open_data
-from components.records import TrainedModel, ValidatedModel
+from components.records import Artifact, TrainedModel, ValidatedModel
 from components.train.run import load_model
-from components.validate.run import collect_evidence
+from components.validate.page import make_page
+from components.validate.page_plots import Losses
+from components.validate.run import Evidence, collect_evidence
 from tasks.checkpoints import drop_checkpoints
-from tasks.runtime import keyed, log_metrics_of, stage
+from tasks.runtime import Workspace, keyed, log_metrics_of, stage
 
 
 @task(
@@ -18,7 +21,7 @@ from tasks.runtime import keyed, log_metrics_of, stage
     result_serializer="json",
 )
 def validate(trained: TrainedModel) -> ValidatedModel:
-    """Prove contract, gradients and quality; the reports are kept whether they pass or not.
+    """Prove contract, gradients, quality, data and source; reports are kept passed or not.
 
     Raises:
         GateError: A gate rejects the model; the message holds every failure.
@@ -31,11 +34,14 @@ def validate(trained: TrainedModel) -> ValidatedModel:
         encoding_file, weights = space.fetch(trained.encoding), space.fetch(trained.weights)
         model, encoding = load_model(pipeline, config, encoding_file, weights)
         snapshot = open_data(pipeline, space.settings, job)
-        evidence = collect_evidence(pipeline, model, encoding, snapshot, seed=job.seed)
+        evidence = collect_evidence(
+            pipeline, model, encoding, snapshot, seed=job.seed, key=job.row_key
+        )
         kept = {
             name: space.put(f"{name}.json", report.model_dump_json(indent=1))
             for name, report in evidence.reports().items()
         }
+        kept["page"] = _publish(space, pipeline, evidence)
         space.tracking.log_metrics(trained.run_id, evidence.metrics)
         gradients, _ = evidence.require_passed()
         space.log.info(
@@ -47,3 +53,17 @@ def validate(trained: TrainedModel) -> ValidatedModel:
         return space.keep(
             ValidatedModel(trained=trained, metrics=evidence.metrics, **kept, stage=space.ended())
         )
+
+
+def _publish(space: Workspace, pipeline: Pipeline, evidence: Evidence) -> Artifact:
+    """Show the report page in MLflow, pictures beside it, and in Prefect, pictures inside."""
+    losses = Losses(
+        space.tracking.history(space.run_id, "train_loss"),
+        space.tracking.history(space.run_id, "validation_loss"),
+    )
+    page = make_page(pipeline, evidence, losses)
+    for name, picture in page.pictures.items():
+        space.put(name, picture)
+    key = f"{pipeline.name.replace('_', '-')}-validation"
+    publish_markdown(key, page.embedded(), "What the gates of validation found")
+    return space.put("report.md", page.beside_files())

@@ -229,6 +229,12 @@ class Tracking:
             for start in range(0, len(values), _METRICS_PER_BATCH):
                 self.client.log_batch(run_id, metrics=values[start : start + _METRICS_PER_BATCH])
 
+    def history(self, run_id: str, metric: str) -> dict[int, float]:
+        """Values of a metric by step, the last one where a step was logged again."""
+        with mlflow_errors(self.uri):
+            found = self.client.get_metric_history(run_id, metric)
+        return {value.step: value.value for value in sorted(found, key=lambda m: m.timestamp)}
+
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
         with mlflow_errors(self.uri):

@@ -3,47 +3,51 @@
 import math
 from dataclasses import dataclass
 
-from components.pipeline import Pipeline
+from components.bootstrap import Interval, compare
+from components.pipeline import Pipeline, Scored
 from components.records import Verdict
-from components.validate.gates import check_gates
+from components.validate.gates import check_quality
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict and its reason, with both scores."""
+    """The verdict and its reason, with both scores; the interval where two were compared."""
 
     verdict: Verdict
     reason: str
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A registered version and its metrics on the held-out rows, through ONNX Runtime.
+    """A registered version, its answers to the held-out rows through ONNX Runtime, their metrics.
 
     ``trained_later`` says that it was trained as of a later date, and so may know these rows.
     """
 
     version: int
     metrics: dict[str, float]
+    scored: Scored
     trained_later: bool = False
 
 
-def judge(
-    pipeline: Pipeline, candidate: Contender, champion: Contender | None, rows: int
-) -> Judgement:
+def judge(pipeline: Pipeline, candidate: Contender, champion: Contender | None) -> Judgement:
     """Decide who is champion.
 
-    The candidate must keep the pipeline's gates. It replaces the champion if its metric on the same
-    rows is not lower by more than the pipeline's margin; with no champion, or with one whose metric
-    is not finite, the gates suffice.
+    The candidate must keep the pipeline's gates. It replaces the champion if it is shown not to be
+    worse by more than the pipeline's margin: the lower end of the confidence interval of the
+    metric's difference on the same rows lies at -margin or above. With no champion, or with one
+    whose metric is not finite, the gates suffice.
 
     Args:
         pipeline: Gives gates, deciding metric (higher is better) and margin.
         candidate: The version that was just proved.
-        champion: The version that is champion now, or None.
-        rows: Number of held-out rows that both were scored on.
+        champion: The version that is champion now, or None; on the same rows.
+
+    Raises:
+        ContractError: ``Pipeline.resampled`` is not the deciding metric.
     """
-    gates = check_gates(pipeline.gates, candidate.metrics)
+    gates = check_quality(pipeline, candidate.scored, candidate.metrics)
     if not gates.passed:
         return Judgement("rejected", " ".join(gates.failures))
     metric = pipeline.metric
@@ -53,6 +57,7 @@ def judge(
             "rejected",
             f"{metric} must be finite to decide; version {candidate.version} has {score}.",
         )
+    rows = len(candidate.scored.labels)
     found = f"version {candidate.version} has {metric} {score:.4f} on {rows:,} held-out rows"
     if champion is None:
         return Judgement("promoted", f"{found} and keeps every gate; there was no champion.")
@@ -65,12 +70,24 @@ def judge(
             f"{found} and keeps every gate; champion version {champion.version} has no finite "
             f"{metric} on the same rows, so the candidate is champion.",
         )
-    against = (
-        f"{found}, champion version {champion.version} has {other:.4f} on the same rows: "
-        f"{score - other:+.4f} with a margin of {pipeline.margin}"
+    against = f"{found}, champion version {champion.version} has {other:.4f} on the same rows"
+    return _against(pipeline, candidate, champion, against)
+
+
+def _against(
+    pipeline: Pipeline, candidate: Contender, champion: Contender, against: str
+) -> Judgement:
+    """Whether the difference is sure enough; ``against`` begins the sentence."""
+    interval = compare(
+        pipeline,
+        (candidate.scored, candidate.metrics[pipeline.metric]),
+        (champion.scored, champion.metrics[pipeline.metric]),
     )
+    against += f": {interval.difference:+.4f}, {interval}, with a margin of {pipeline.margin}"
     if champion.trained_later:
         against += ", though the champion was trained as of a later date and may know these rows"
-    if score >= other - pipeline.margin:
-        return Judgement("promoted", f"{against}, so the candidate is champion.")
-    return Judgement("kept_champion", f"{against}, so the champion stays.")
+    if interval.low is not None and interval.low >= -pipeline.margin:
+        return Judgement("promoted", f"{against}, so the candidate is champion.", interval)
+    unsure = interval.low is None or interval.difference >= -pipeline.margin
+    why = "; that it is not worse by more than the margin is not shown" if unsure else ""
+    return Judgement("kept_champion", f"{against}{why}, so the champion stays.", interval)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from components.contract import Model, ModelMetadata, TensorSpec
 from components.data.digits import DigitsSource
 from components.data.encoding import Encoding, Features
-from components.metrics import class_metrics
-from components.pipeline import Pipeline, QualityGate
+from components.metrics import class_metrics, resampled_accuracy
+from components.pipeline import Pipeline, QualityGate, SliceGate
 from components.train.config import TrainConfig
 
 CLASSES = tuple(str(digit) for digit in range(10))
@@ -68,8 +68,13 @@ pipeline = Pipeline(
     loss=nn.functional.cross_entropy,
     config=TrainConfig(epochs=20, batch_size=64, learning_rate=5e-3, weight_decay=1e-2, patience=6),
     metrics=lambda scored: class_metrics(scored, "probabilities"),
-    gates=(QualityGate(metric="accuracy", minimum=0.97),),
+    gates=(
+        QualityGate(metric="accuracy", minimum=0.97),
+        QualityGate(metric="calibration_error", maximum=0.03),
+        SliceGate(metric="accuracy", column="digit", minimum=0.85, min_rows=20),
+    ),
     metric="accuracy",
-    margin=0.01,
+    margin=0.02,
     dated=False,
+    resampled=resampled_accuracy("probabilities"),
 )

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from components.contract import Model, ModelMetadata, TensorSpec
 from components.data.encoding import Encoding, Features, Numeric
 from components.data.flights import WEATHER, FlightsSource
-from components.metrics import binary_metrics
-from components.pipeline import Pipeline, QualityGate, Scored
+from components.metrics import binary_metrics, resampled_roc_auc
+from components.pipeline import Pipeline, QualityGate, Scored, SliceGate
 from components.train.config import TrainConfig
 
 
@@ -158,8 +158,12 @@ pipeline = Pipeline(
     gates=(
         QualityGate(metric="roc_auc", minimum=0.65),
         QualityGate(metric="brier", maximum=0.25),
+        QualityGate(metric="calibration_error", maximum=0.15),
+        SliceGate(metric="roc_auc", column="carrier", minimum=0.55, min_rows=200),
+        SliceGate(metric="roc_auc", column="origin", minimum=0.6, min_rows=200),
     ),
     metric="roc_auc",
     margin=0.005,
     dated=True,
+    resampled=resampled_roc_auc("probability"),
 )

@@ -142,7 +142,8 @@ def build_model(pipeline: Pipeline, encoding: Encoding, config: TrainConfig) -> 
             ``frozen`` matches no parameter or leaves none to train.
     """
     model = instantiate(pipeline.model, encoding, config)
-    wanted, found = encoding.specs(), model.get_model_metadata().inputs
+    declared = model.get_model_metadata().inputs
+    wanted, found = encoding.specs(), tuple(spec.unitless for spec in declared)
     if wanted != found:
         raise ContractError(
             f"{type(model).__name__}.get_model_metadata must declare the inputs that the features "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from components.validate.contract_report import NoAnswerError, Rows
+from components.validate.forward_entries import entries_counted
 from components.validate.gradient_nests import tensors_in
 
 Footprint = Mapping[tuple[str, str, str], object]
@@ -52,12 +53,11 @@ def count_calls(model: nn.Module, call: Callable[[], object]) -> dict[str, tuple
     The two differ where forward was called directly. Modules that are read without being called,
     as nn.MultiheadAttention reads the weight of its out_proj, count zero on both sides.
     """
-    entered: Counter[str] = Counter()
     fired: Counter[str] = Counter()
     modules = hookable(model)
     with ExitStack() as stack:
+        entered = stack.enter_context(entries_counted(modules))
         for path, module in modules:
-            stack.enter_context(_entries_counted(module, path, entered))
             probe = functools.partial(_count, fired, path)
             stack.callback(module.register_forward_pre_hook(probe).remove)
         call()
@@ -66,29 +66,6 @@ def count_calls(model: nn.Module, call: Callable[[], object]) -> dict[str, tuple
 
 def _count(counter: Counter[str], path: str, *_: object) -> None:
     counter[path] += 1
-
-
-@contextmanager
-def _entries_counted(module: nn.Module, path: str, counter: Counter[str]) -> Iterator[None]:
-    # On the instance, so that neither super() nor other instances of the class are counted. An
-    # instance may already carry a forward of its own.
-    own = vars(module)
-    missing = object()
-    previous, original = own.get("forward", missing), module.forward
-
-    @functools.wraps(original)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        counter[path] += 1
-        return original(*args, **kwargs)
-
-    own["forward"] = counted
-    try:
-        yield
-    finally:
-        if previous is missing:
-            del own["forward"]
-        else:
-            own["forward"] = previous
 
 
 def trace(model: nn.Module, call: Callable[[], object]) -> list[Step]:
@@ -288,6 +265,11 @@ def farthest(left: Rows, right: Rows) -> float:
         gaps = (a.double() - b.double()).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0)
         distances += [float(gaps.nan_to_num(float("inf")).max())] if gaps.numel() else []
     return max(distances)
+
+
+def largest(tensor: Tensor) -> float:
+    """Largest absolute value; NaN and infinity count as nothing."""
+    return float(tensor.detach().nan_to_num(0, 0, 0).abs().max()) if tensor.numel() else 0.0
 
 
 def _copies(nest: Any) -> Rows:

@@ -7,16 +7,17 @@ row by row, which serving needs; and weights that travel as safetensors.
 Legend: B = rows of a batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from components.contract import Model, TensorSpec
+from components.contract import Model
 from components.validate import call_audit as audit
 from components.validate.call_audit import Arrangement, farthest, same_answers, same_bits
+from components.validate.contract_hooks import hook_effects
 from components.validate.contract_report import (
     ContractReport,
     Finding,
@@ -34,18 +35,34 @@ from components.validate.contract_report import (
     through_bytes,
     usable,
 )
+from components.validate.contract_schema import (
+    conformance,
+    inputs_fit,
+    metadata_schema,
+    outputs_fit,
+)
 from components.validate.gradient_nests import stray_tensors
+from components.validate.gradient_report import Waiver
 
 Findings = Iterable[Finding]
 
 
-def verify_contract(model: Model, batches: Sequence[Sequence[Tensor]]) -> ContractReport:
+def verify_contract(
+    model: Model,
+    batches: Sequence[Sequence[Tensor]],
+    *,
+    fresh: Callable[[], Model] | None = None,
+    waivers: Sequence[Waiver] = (),
+) -> ContractReport:
     """Run every check of the model contract; the model is left as it was given.
 
     Args:
         model: The model, in any mode.
         batches: At least three batches of real rows on the model's device, each the tensors
             (B, ...) of the metadata's inputs in order. B may differ; the first has 4 rows or more.
+        fresh: Builds the model anew; with it the state must also bring back the answers in an
+            instance that never saw the model's weights or attributes.
+        waivers: Those of the kind ``hook`` excuse hooks that change gradients.
 
     Returns:
         A report of all failures. An exception in the model's own code is a failure too.
@@ -53,9 +70,9 @@ def verify_contract(model: Model, batches: Sequence[Sequence[Tensor]]) -> Contra
     Raises:
         ValueError: There are too few batches or rows to check with.
     """
-    subject = Subject(model, usable(batches))
+    subject = Subject(model, usable(batches), fresh, tuple(waivers))
     if not isinstance(model, nn.Module):
-        return report_findings([(*_RULES[0][:2], _conformance(subject))])
+        return verify_conformance(model)
     before = audit.footprint(model)
     try:
         found = [(name, rule, _findings(check, subject)) for name, rule, check in _RULES]
@@ -63,6 +80,11 @@ def verify_contract(model: Model, batches: Sequence[Sequence[Tensor]]) -> Contra
         return report_findings([*found, (*_COPY_RULE, reached)])
     finally:
         audit.restore(model, before)
+
+
+def verify_conformance(model: object) -> ContractReport:
+    """Only the check that needs no rows: is this a Model with every member?"""
+    return report_findings([(*_CONFORMANCE_RULE, conformance(model))])
 
 
 def _findings(check: Callable[[Subject], Findings], subject: Subject) -> list[Finding]:
@@ -75,75 +97,6 @@ def _findings(check: Callable[[Subject], Findings], subject: Subject) -> list[Fi
         except NoAnswerError as refusal:
             found.append(refusal.finding)
     return found
-
-
-def _conformance(subject: Subject) -> list[Finding]:
-    model: object = subject.model
-    findings = []
-    if not isinstance(model, Model):
-        kind = type(model).__qualname__
-        findings.append(Finding(f"a model must be a components.contract.Model; got a {kind}.", ""))
-    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
-        if type(module).__call__ is not nn.Module.__call__:
-            sentence = (
-                f"__call__ must be nn.Module's own, so that hooks fire; {named(path)} "
-                f"({type(module).__qualname__}) overrides it. Put the code into forward."
-            )
-            findings.append(Finding(sentence, path))
-    return findings
-
-
-def _metadata(subject: Subject) -> Findings:
-    metadata = subject.metadata()
-    specs = (*metadata.inputs, *metadata.outputs)
-    names = [spec.name for spec in specs]
-    empty = [kind for kind in ("inputs", "outputs", "classes") if not getattr(metadata, kind)]
-    faults = [f"{kind} of the metadata must not be empty." for kind in empty]
-    # One namespace for both: in an ONNX graph an output cannot share the name of an input.
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        faults.append(f"inputs and outputs of the metadata must have unique names; twice: {twice}.")
-    for spec in specs:
-        if spec.shape[:1] != ("batch",) or "batch" in spec.shape[1:]:
-            faults.append(f"{spec.name!r} must have 'batch' as its first axis only: {spec.shape}.")
-    return [Finding(fault, "") for fault in faults]
-
-
-def _inputs(subject: Subject) -> Findings:
-    specs = subject.metadata().inputs
-    faults = []
-    for rows in subject.batches:
-        if len(rows) != len(specs):
-            faults.append(f"inputs of the metadata are {len(specs)}, tensors of a row {len(rows)}")
-        faults += [f"input {words}" for words in _misfits(rows, specs, len(rows[0]))]
-    hint = ". Check get_model_metadata against the pipeline's encoding."
-    return [Finding(fault + hint, "") for fault in faults]
-
-
-def _outputs(subject: Subject) -> Findings:
-    model, specs = subject.fresh(), subject.metadata().outputs
-    single = tuple(row[:1] for row in subject.batches[0])
-    for rows in (single, *subject.batches):
-        count, outputs, (logits,) = (len(rows[0]), serve(model, rows), logits_of(model, rows))
-        faults = []
-        if len(outputs) != len(specs):
-            faults.append(f"outputs of the metadata are {len(specs)}, of predict {len(outputs)}")
-        faults += [f"output {words}" for words in _misfits(outputs, specs, count)]
-        if not logits.is_floating_point() or logits.shape[:1] != (count,):
-            got = f"{tuple(logits.shape)} {_dtype(logits)}"
-            faults.append(f"forward must give floating logits ({count}, ...); got {got}")
-        yield from (Finding(f"{fault}. Check predict and the metadata.", "") for fault in faults)
-
-
-def _misfits(tensors: Rows, specs: Sequence[TensorSpec], count: int) -> Iterator[str]:
-    for tensor, spec in zip(tensors, specs, strict=False):
-        wanted = tuple(count if axis == "batch" else axis for axis in spec.shape)
-        if tuple(tensor.shape) != wanted or _dtype(tensor) != spec.dtype:
-            got = f"{tuple(tensor.shape)} {_dtype(tensor)}"
-            yield f"{spec.name!r} must be {wanted} {spec.dtype} for {count} rows; got {got}"
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _finite(subject: Subject) -> Findings:
@@ -213,9 +166,7 @@ def _limits(subject: Subject, whole: Rows) -> list[float]:
 
 
 def _scale(tensor: Tensor) -> float:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return 0.0
-    return float(tensor.nan_to_num(0, 0, 0).abs().max())
+    return audit.largest(tensor) if tensor.is_floating_point() else 0.0
 
 
 def _leak(model: Model, rows: Rows, case: Arrangement) -> str:
@@ -283,21 +234,51 @@ def _round_trip(subject: Subject) -> Findings:
         serve(other, rows)
     with blamed(other, "load_state_dict of the model's own state"):
         other.load_state_dict(state, strict=True)
+    if (found := _unlike(original, other, rows)) is not None:
+        difference, path = found
+        path = next(iter(strays.values()), path)
+        yield Finding(
+            "predict must give the same bits once its state_dict went through safetensors; got a "
+            f"difference of {difference:.3g}, caused by {', '.join(strays) or named(path)}. "
+            "Register tensors as parameters or buffers, and modules in an nn.ModuleList.",
+            path,
+        )
+    elif subject.factory is not None:
+        yield from _rebuilt(subject, subject.factory, state)
+
+
+def _rebuilt(
+    subject: Subject, factory: Callable[[], Model], state: Mapping[str, Tensor]
+) -> Findings:
+    """The state in an instance that was built anew, as whoever loads the weights has it."""
+    original = subject.fresh()
+    with blamed(original, "building a fresh instance"):
+        other = factory()
+    devices = {weight.device for weight in original.parameters()}
+    with blamed(other, "load_state_dict of the model's state in a fresh instance"):
+        other.to(next(iter(devices), None)).eval()
+        other.load_state_dict(state, strict=True)
+    if (found := _unlike(original, other, subject.batches[0])) is not None:
+        difference, path = found
+        yield Finding(
+            "a fresh instance that loads the state must give the same bits; got a difference of "
+            f"{difference:.3g}, first in {named(path)}. Whatever changes after construction "
+            "must be a parameter, a buffer or an argument of the constructor.",
+            path,
+        )
+
+
+def _unlike(original: Model, other: Model, rows: Rows) -> tuple[float, str] | None:
+    """The largest difference of the answers, and the first module that differs, if any."""
     # From one random state: a random predict is the business of another check.
     with audit.isolated():
         expected = serve(original, rows)
     with audit.isolated():
         got = serve(other, rows)
     if same_answers(expected, got):
-        return
+        return None
     left, right = (audit.trace(m, partial(serve, m, rows)) for m in (original, other))
-    path = next(iter(strays.values()), audit.first_divergence(left, right, same_bits))
-    sentence = (
-        "predict must give the same bits once its state_dict went through safetensors; got a "
-        f"difference of {farthest(expected, got):.3g}, caused by {', '.join(strays) or named(path)}"
-        ". Register tensors as parameters or buffers, and modules in an nn.ModuleList."
-    )
-    yield Finding(sentence, path)
+    return farthest(expected, got), audit.first_divergence(left, right, same_bits)
 
 
 def _strays(subject: Subject) -> dict[str, str]:
@@ -356,17 +337,20 @@ def _reached_back(subject: Subject, before: audit.Footprint) -> Findings:
 
 _CALLS = (("forward", logits_of, False), ("predict", serve, False), ("forward", logits_of, True))
 
+_CONFORMANCE_RULE = ("conformance", "The model is a Model and no module overrides __call__.")
+
 _RULES: tuple[tuple[str, str, Callable[[Subject], Findings]], ...] = (
-    ("conformance", "The model is a Model and no module overrides __call__.", _conformance),
-    ("metadata", "The metadata is complete and its names are unique.", _metadata),
-    ("inputs", "Real rows have the dtypes and shapes of the metadata.", _inputs),
-    ("outputs", "Outputs have the dtypes and shapes of the metadata at any batch size.", _outputs),
+    (*_CONFORMANCE_RULE, lambda subject: conformance(subject.model)),
+    ("metadata", "The metadata is complete, and its names and labels fit.", metadata_schema),
+    ("inputs", "Real rows have the dtypes and shapes of the metadata.", inputs_fit),
+    ("outputs", "Outputs have the dtypes, shapes and units of the metadata.", outputs_fit),
     ("finite", "Real rows give finite numbers.", _finite),
     ("determinism", "The same rows give the same bits in eval mode.", _deterministic),
     ("independence", "A row's outputs do not depend on its batch.", _independent),
     ("inputs_kept", "Neither forward nor predict writes to its inputs.", _inputs_kept),
     ("weights_kept", "predict in eval mode writes to no parameter or buffer.", _weights_kept),
     ("hooks", "Every module that runs is called, so that its hooks fire.", _hooks_fire),
+    ("hook_effects", "No hook changes answers or gradients.", hook_effects),
     ("round_trip", "The state survives safetensors and a strict load.", _round_trip),
     ("state_kept", "predict leaves modes, hooks, gradients and random state alone.", _state_kept),
 )

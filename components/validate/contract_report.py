@@ -5,7 +5,7 @@ Legend: B = rows of a batch.
 
 import copy
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from components.contract import Model, ModelMetadata
 from components.validate.gradient_nests import stray_tensors
+from components.validate.gradient_report import Waiver
 
 Rows = tuple[Tensor, ...]
 """Tensors (B, ...) in the order of the metadata's inputs or outputs."""
@@ -144,10 +145,19 @@ def private_copy(model: Net) -> Net:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model as it was given, never called itself, and the batches to call copies with."""
+    """The model as it was given, never called itself, and the batches to call copies with.
+
+    Args:
+        model: Copied for every check.
+        batches: Real rows.
+        factory: Builds the model anew, with other weights; None where that is not known.
+        waivers: Declared exceptions; those of the kind ``hook`` count here.
+    """
 
     model: Model
     batches: tuple[Rows, ...]
+    factory: Callable[[], Model] | None = None
+    waivers: tuple[Waiver, ...] = ()
 
     def fresh(self, *, training: bool = False) -> Model:
         """A private copy in train or eval mode."""

@@ -1,50 +1,74 @@
-"""Quality gates: absolute bounds on the metrics of the held-out rows."""
+"""Quality gates: bounds on metrics of the held-out rows and of slices, and a trivial baseline.
+
+Every gate is looked at, and every failure is reported.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict
-
-from components.pipeline import QualityGate
-
-
-class _Frozen(BaseModel):
-    # JSON has neither NaN nor infinity: an unusable value and an open bound are None.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from components.pipeline import Floats, Pipeline, QualityGate, Scored, SliceGate
+from components.validate.baseline import check_baseline
+from components.validate.gate_report import GateResult, GatesReport, bound, in_words
+from components.validate.slices import check_slices
 
 
-class GateResult(_Frozen):
-    """One gate: ``value`` is None when the metric is missing or not finite, a bound when open."""
+def check_quality(
+    pipeline: Pipeline,
+    scored: Scored,
+    metrics: Mapping[str, float],
+    frequencies: Floats | None = None,
+) -> GatesReport:
+    """Hold every gate of a pipeline against scored rows.
 
-    metric: str
-    value: float | None
-    minimum: float | None
-    maximum: float | None
-    passed: bool
-    sentence: str
+    Args:
+        pipeline: Gives gates and deciding metric.
+        scored: The held-out rows with the model's outputs.
+        metrics: The pipeline's metrics of these.
+        frequencies: Of the labels in training, (classes,), for the comparison with a constant
+            prediction; None leaves it out.
 
-
-class GatesReport(_Frozen):
-    """Outcome of ``check_gates``; ``failures`` are the sentences of the gates that said no."""
-
-    passed: bool
-    results: tuple[GateResult, ...]
-    failures: tuple[str, ...]
+    Raises:
+        ValueError: There are no gates, so nothing could say no.
+    """
+    _require_gates(pipeline.gates)
+    results = tuple(_judge(g, metrics) for g in pipeline.gates if isinstance(g, QualityGate))
+    slices = tuple(
+        check_slices(pipeline, gate, scored)
+        for gate in pipeline.gates
+        if isinstance(gate, SliceGate)
+    )
+    baseline = None
+    if frequencies is not None:
+        baseline = check_baseline(pipeline, scored, metrics, frequencies)
+    failures = [result.sentence for result in results if not result.passed]
+    failures += [failure for result in slices for failure in result.failures]
+    failures += [baseline.sentence] if baseline is not None and not baseline.passed else []
+    return GatesReport(
+        passed=not failures,
+        results=results,
+        slices=slices,
+        baseline=baseline,
+        failures=tuple(failures),
+    )
 
 
 def check_gates(gates: Sequence[QualityGate], metrics: Mapping[str, float]) -> GatesReport:
-    """Hold every gate against its metric; bounds are inclusive and every gate is looked at.
+    """Hold every absolute gate against its metric; bounds are inclusive.
 
     A metric that is missing, NaN or infinite fails its gate: what was not measured is not good.
 
     Raises:
         ValueError: There are no gates, so nothing could say no.
     """
-    if not gates:
-        raise ValueError("check_gates needs at least one gate; got none. Declare gates in Pipeline")
+    _require_gates(gates)
     results = tuple(_judge(gate, metrics) for gate in gates)
     failures = tuple(result.sentence for result in results if not result.passed)
     return GatesReport(passed=not failures, results=results, failures=failures)
+
+
+def _require_gates(gates: Sequence[QualityGate | SliceGate]) -> None:
+    if not gates:
+        raise ValueError("check_gates needs at least one gate; got none. Declare gates in Pipeline")
 
 
 def _judge(gate: QualityGate, metrics: Mapping[str, float]) -> GateResult:
@@ -55,28 +79,17 @@ def _judge(gate: QualityGate, metrics: Mapping[str, float]) -> GateResult:
     return GateResult(
         metric=gate.metric,
         value=value if usable else None,
-        minimum=_bound(gate.minimum),
-        maximum=_bound(gate.maximum),
+        minimum=bound(gate.minimum),
+        maximum=bound(gate.maximum),
         passed=passed,
         sentence=_sentence(gate, metrics, passed=passed),
     )
 
 
 def _sentence(gate: QualityGate, metrics: Mapping[str, float], *, passed: bool) -> str:
-    rule = f"{gate.metric} must {_words(gate)}"
+    rule = f"{gate.metric} must {in_words(gate)}"
     if gate.metric not in metrics:
         known = ", ".join(sorted(metrics)) or "none"
         return f"{rule}; it was not measured. The pipeline's metrics are: {known}."
     # The shortest text that reads back as the same number: 0.8999999 must not print as 0.9.
     return f"{rule}; got {float(metrics[gate.metric])!r}{'' if passed else ', which fails'}."
-
-
-def _words(gate: QualityGate) -> str:
-    low, high = _bound(gate.minimum), _bound(gate.maximum)
-    if low is not None and high is not None:
-        return f"lie in {low!r}..{high!r}"
-    return f"be at least {gate.minimum!r}" if high is None else f"be at most {gate.maximum!r}"
-
-
-def _bound(bound: float) -> float | None:
-    return bound if math.isfinite(bound) else None

@@ -1,9 +1,11 @@
-"""Structure checks that need no forward pass, and the checks of one training step."""
+"""Structure checks that need no forward pass, and what waivers excuse."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,7 @@ from components.validate.gradient_report import (
     Waiver,
     WaiverKind,
 )
-from components.validate.gradient_slots import Reading, storage_key
-from components.validate.gradient_twin import Twin
+from components.validate.gradient_slots import storage_key
 
 EXCUSES: Mapping[WaiverKind, frozenset[Cause]] = {
     WaiverKind.UNUSED: frozenset({Cause.UNUSED}),
@@ -27,16 +28,44 @@ EXCUSES: Mapping[WaiverKind, frozenset[Cause]] = {
     WaiverKind.STOP_GRADIENT: frozenset({Cause.BROKEN_PATH, Cause.MISMATCH}),
     WaiverKind.FROZEN: frozenset(),
     WaiverKind.MODE: frozenset(),
+    WaiverKind.ROWS: frozenset(),
+    # What a hook does to a gradient decides how it differs from the derivative.
+    WaiverKind.HOOK: frozenset({Cause.MISMATCH, Cause.BROKEN_PATH, Cause.SURROGATE}),
+    WaiverKind.COPY: frozenset(),
 }
-# Two identical backward passes may differ by the summation order of a parallel device.
-_REPEAT_UNITS = 1e4
+# Kinds that only checks of the training step can find in use.
+_STEP_KINDS = frozenset({WaiverKind.ROWS, WaiverKind.HOOK, WaiverKind.COPY})
+# Fewer distinct values than this are a pattern (zeros, ones, an identity), not a copy.
+_DISTINCT = 8
+
+
+@dataclass(frozen=True)
+class StepFinding:
+    """A check, the module to blame if it failed, and the waivers that it made use of."""
+
+    check: StepCheck
+    culprit: str | None = None
+    in_use: frozenset[Waiver] = frozenset()
+
+
+def finding(
+    name: str,
+    detail: str,
+    *,
+    passed: bool = True,
+    culprit: str | None = None,
+    in_use: Iterable[Waiver] = (),
+) -> StepFinding:
+    """A step finding; a passed check blames no module."""
+    check = StepCheck(name=name, passed=passed, detail=detail)
+    return StepFinding(check, None if passed else culprit, frozenset(in_use))
 
 
 def hidden_parameters(model: nn.Module) -> tuple[StepCheck, str | None]:
     """Leaf tensors that require grad but are not registered, with the last owner's path."""
     hidden = [s for s in stray_tensors(model) if s.tensor.requires_grad and s.tensor.is_leaf]
     detail = (
-        f"not registered: {_listed(s.path for s in hidden)}; use nn.Parameter attributes, "
+        f"not registered: {listed(s.path for s in hidden)}; use nn.Parameter attributes, "
         "nn.ParameterList or nn.ModuleList"
         if hidden
         else "every tensor that requires grad is a registered parameter"
@@ -61,7 +90,7 @@ def freezes_declared(frozen: Sequence[TensorCheck]) -> StepCheck:
     """Passes when every frozen parameter has a waiver."""
     open_names = [check.name for check in frozen if check.verdict is Verdict.FAIL]
     detail = (
-        f"requires_grad=False without a 'frozen' waiver: {_listed(open_names)}"
+        f"requires_grad=False without a 'frozen' waiver: {listed(open_names)}"
         if open_names
         else f"{len(frozen)} frozen parameters, all declared"
     )
@@ -78,7 +107,7 @@ def modes_consistent(model: nn.Module, waivers: Sequence[Waiver]) -> StepCheck:
     ]
     mode = mode_name(model.training)
     detail = (
-        f"the model is in {mode} mode but these are not: {_listed(odd)}; "
+        f"the model is in {mode} mode but these are not: {listed(odd)}; "
         "call train() or eval() on the whole model or waive them with kind 'mode'"
         if odd
         else f"all modules are in {mode} mode or waived"
@@ -95,7 +124,7 @@ def optimizer_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step
         if parameter.requires_grad and storage_key(parameter) not in held
     ]
     detail = (
-        f"not in any parameter group: {_listed(missing)}; build the optimiser from "
+        f"not in any parameter group: {listed(missing)}; build the optimiser from "
         "model.parameters() after the model is final"
         if missing
         else "every trainable parameter is in a parameter group"
@@ -104,14 +133,20 @@ def optimizer_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step
 
 
 def waivers_current(
-    waivers: Sequence[Waiver], tensors: Sequence[TensorCheck], model: nn.Module
+    waivers: Sequence[Waiver],
+    tensors: Sequence[TensorCheck],
+    model: nn.Module,
+    in_use: Collection[Waiver] = (),
 ) -> StepCheck:
-    """Passes when every waiver excuses all that it names, and names something."""
+    """Passes when every waiver excuses all that it names, and names something.
+
+    `in_use` are the waivers that checks of the training step made use of.
+    """
     odd = {path for path, module in model.named_modules() if module.training != model.training}
-    stale = [w for w in waivers if not _is_current(w, tensors, odd)]
+    stale = [w for w in waivers if w not in in_use and not _is_current(w, tensors, odd)]
     detail = (
         "excusing nothing, or not all that they name: "
-        + _listed(f"{w.tensor} ({w.kind})" for w in stale)
+        + listed(f"{w.tensor} ({w.kind})" for w in stale)
         + "; remove or narrow them"
         if stale
         else f"{len(waivers)} waivers, all in use"
@@ -130,42 +165,11 @@ def excused(cause: Cause, name: str, aliases: Iterable[str], waivers: Sequence[W
     return any(cause in EXCUSES[w.kind] and covers(w, name, known) for w in waivers)
 
 
-def repeat_checks(twin: Twin, first: Reading) -> tuple[list[StepCheck], list[float]]:
-    """Two more backward passes on batch 0, right after `first` was read from it.
-
-    The first one accumulates and must double every gradient, the second follows the model's own
-    zero_grad and must reproduce it. Returns the checks and the two losses.
-    """
-    losses = [twin.backward(0)]
-    doubled = twin.gradients()
-    twin.model.zero_grad()
-    losses.append(twin.backward(0))
-    repeated = twin.gradients()
-    bound = _REPEAT_UNITS * torch.finfo(torch.float32 if twin.native else torch.float64).eps
-    drifting = _differing(first.gradients, repeated, 1.0, bound)
-    nonlinear = _differing(first.gradients, doubled, 2.0, bound)
-    repeats = StepCheck(
-        name="zero_grad_repeats",
-        passed=not drifting,
-        detail=f"a second identical step gave other gradients: {_listed(drifting)}"
-        if drifting
-        else "two identical steps with zero_grad between them gave the same gradients",
-    )
-    adds = StepCheck(
-        name="accumulation_adds",
-        passed=not nonlinear,
-        detail=f"two backward passes did not double: {_listed(nonlinear)}"
-        if nonlinear
-        else "two backward passes without zero_grad doubled every gradient",
-    )
-    return [repeats, adds], losses
-
-
 def forward_keeps_parameters(changed: Collection[str], waivers: Sequence[Waiver]) -> StepCheck:
     """Passes when no forward or backward wrote to a parameter that is not waived."""
     open_names = [n for n in changed if not any(covers(w, n) for w in waivers)]
     detail = (
-        f"forward or backward wrote to: {_listed(open_names)}; only the optimiser may"
+        f"forward or backward wrote to: {listed(open_names)}; only the optimiser may"
         if open_names
         else "forward and backward left the parameters as they were"
     )
@@ -177,9 +181,89 @@ def mode_name(training: bool) -> str:
     return "train" if training else "eval"
 
 
+def eval_reaches_modules(model: nn.Module, waivers: Sequence[Waiver]) -> StepFinding:
+    """Passes when `eval()` on a copy of the model reaches every module, or waivers name the rest.
+
+    A module whose train() does nothing keeps dropping units or averaging batches at prediction.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    stuck = [path for path, module in model.named_modules() if module.training]
+    for module, training in flags:
+        module.training = training
+    named = {w: [p for p in stuck if fnmatchcase(p, w.tensor)] for w in waivers}
+    used = [w for w, paths in named.items() if w.kind is WaiverKind.MODE and paths]
+    open_paths = [p for p in stuck if not any(p in named[w] for w in used)]
+    detail = (
+        f"still in train mode after eval() on the model: {listed(open_paths)}; "
+        "train(mode) must pass mode on, or waive them with kind 'mode'"
+        if open_paths
+        else "eval() on the model reaches every module that is not waived"
+    )
+    # A parent comes before its children: the outermost one did not pass the mode on.
+    culprit = next(iter(open_paths), None)
+    return finding(
+        "eval_reaches_modules", detail, passed=not open_paths, culprit=culprit, in_use=used
+    )
+
+
+def copied_ties(model: nn.Module, waivers: Sequence[Waiver]) -> StepFinding:
+    """Passes when no two trainable parameters of different roles start with equal values.
+
+    Equal values under one attribute name of one class are clones of a layer, as
+    nn.TransformerEncoder makes them. Elsewhere they are a tie that was copied instead of shared:
+    the two drift apart in training.
+    """
+    pairs = _equal_pairs(model)
+    used = {
+        w: [pair for pair in pairs if any(covers(w, name) for name in pair)]
+        for w in waivers
+        if w.kind is WaiverKind.COPY
+    }
+    open_pairs = [pair for pair in pairs if not any(pair in found for found in used.values())]
+    detail = (
+        f"equal values in separate memory: {listed(f'{a} and {b}' for a, b in open_pairs)}; "
+        "assign the Parameter itself to tie them, or waive one with kind 'copy'"
+        if open_pairs
+        else "no parameter is a copy of another one of a different role"
+    )
+    culprit = open_pairs[0][1].rpartition(".")[0] if open_pairs else None
+    in_use = [w for w, found in used.items() if found]
+    return finding(
+        "ties_share_memory", detail, passed=not open_pairs, culprit=culprit, in_use=in_use
+    )
+
+
+def _equal_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    alike: dict[tuple[object, ...], list[tuple[str, tuple[type, str], Tensor]]] = {}
+    for path, module in model.named_modules():
+        for name, p in module.named_parameters(recurse=False):
+            if p.requires_grad and p.numel() >= _DISTINCT and not p.is_sparse:
+                key = (p.shape, p.dtype, p.device, float(p.detach().abs().sum()))
+                full = f"{path}.{name}" if path else name
+                alike.setdefault(key, []).append((full, (type(module), name), p.detach()))
+    return [
+        (first, second)
+        for group in alike.values()
+        for (first, role, one), (second, other_role, other) in combinations(group, 2)
+        if role != other_role and _is_copy(one, other)
+    ]
+
+
+def _is_copy(one: Tensor, other: Tensor) -> bool:
+    if storage_key(one) == storage_key(other) or not torch.equal(one, other):
+        return False
+    if len(torch.unique(torch.view_as_real(one) if one.is_complex() else one)) < _DISTINCT:
+        return False
+    # Evenly spaced values are a grid, such as the centres of radial basis functions.
+    return one.ndim > 1 or bool((torch.diff(one, n=2).abs() > 1e-4 * one.abs().max()).any())
+
+
 def _is_current(waiver: Waiver, tensors: Sequence[TensorCheck], odd_modules: set[str]) -> bool:
     if waiver.kind is WaiverKind.MODE:
         return any(fnmatchcase(path, waiver.tensor) for path in odd_modules)
+    if waiver.kind in _STEP_KINDS:
+        return False
     named = [t for t in tensors if covers(waiver, t.name, t.aliases)]
     if waiver.kind is WaiverKind.FROZEN:
         # A frozen record carries no cause; every other waived record does.
@@ -191,24 +275,22 @@ def _is_current(waiver: Waiver, tensors: Sequence[TensorCheck], odd_modules: set
     return bool(named) and all(t.cause in EXCUSES[waiver.kind] or t.verdict in blind for t in named)
 
 
-def _differing(
-    reference: Mapping[str, Tensor | None],
-    measured: Mapping[str, Tensor | None],
-    factor: float,
-    bound: float,
-) -> list[str]:
-    names = []
-    for name, expected in reference.items():
-        got = measured[name]
-        if expected is None or got is None:
-            same = expected is None and got is None
-        else:
-            gap, size = float((got - factor * expected).norm()), factor * float(expected.norm())
-            same = gap <= bound * size
-        if not same:
-            names.append(name)
-    return names
-
-
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The names in one line."""
     return ", ".join(names)
+
+
+def common_module(names: Sequence[str]) -> str:
+    """The innermost module path that contains every named parameter."""
+    shared = names[0].split(".")[:-1]
+    for name in names[1:]:
+        parts = name.split(".")[:-1]
+        equal = [a == b for a, b in zip(shared, parts, strict=False)]
+        shared = shared[: equal.index(False) if False in equal else len(equal)]
+    return ".".join(shared)
+
+
+def label(model: nn.Module, path: str) -> str:
+    """How a sentence calls a module: its path and class."""
+    kind = type(model.get_submodule(path)).__name__
+    return f"'{path}' ({kind})" if path else f"the model itself ({kind})"

@@ -3,6 +3,10 @@
 A fault also disturbs the gradients of everything upstream of it, so failing tensors alone do not
 name the place. Alone, with a random cotangent on its outputs, only a module that contains the
 fault fails; the one whose own children are clean is the culprit.
+
+A module that was called several times is replayed on each of these calls, and one that cannot be
+run alone is passed over in favour of its children. Outputs that carry no gradient (a mask, a
+statistic) count only where there are no others, or if no module fails without them.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from components.validate.gradient_global import find_suspects
 from components.validate.gradient_nests import (
     as_real,
     is_differentiable,
@@ -22,25 +27,20 @@ from components.validate.gradient_nests import (
     once_per_tensor,
     tensors_in,
 )
-from components.validate.gradient_probe import (
-    FAULTS,
-    Outcome,
-    Point,
-    Precision,
-    decide,
-    survey,
-)
-from components.validate.gradient_slots import Reading, Slot, padding_rows
+from components.validate.gradient_points import nudged
+from components.validate.gradient_probe import FAULTS, Outcome, Point, Precision, has_gradient
+from components.validate.gradient_slots import Reading, Slot, generator_for, padding_rows
+from components.validate.gradient_survey import decide, reads_none, survey
 from components.validate.gradient_twin import Twin
 
-# Relative size of the nudges that move weights and inputs off a kink; zeros move by NUDGE / 20.
-NUDGE = 0.02
 _VARIANTS = 3
+# Calls of one module that are kept: the first ones and the last ones.
+_FIRST_CALLS, _LAST_CALLS = 4, 4
 
 
 @dataclass
 class Call:
-    """The last call of one submodule: its inputs, detached, and its place in the order of calls.
+    """One call of a submodule: its inputs, detached, and its place in the order of calls.
 
     `tracked` holds the inputs that upstream parameters reach; only those need a gradient.
     """
@@ -52,46 +52,27 @@ class Call:
     tracked: list[Tensor] = field(default_factory=list)
 
 
-def nudged(tensor: Tensor, z: Tensor) -> Tensor:
-    """`tensor` moved by about 2% of each element, keeping signs; exact zeros leave zero."""
-    return tensor * (1 + NUDGE * z) + (NUDGE / 20) * z * (tensor == 0)
-
-
-@contextmanager
-def nudged_slots(slots: Sequence[Slot], seed: int) -> Iterator[None]:
-    """Nudge every slot's values; they are restored exactly on leaving."""
-    generator = torch.Generator().manual_seed(seed)
-    kept = [slot.values().clone() for slot in slots]
-    try:
-        for slot in slots:
-            values = slot.values()
-            values.copy_(nudged(values, slot.normal(generator)))
-        yield
-    finally:
-        for slot, values in zip(slots, kept, strict=True):
-            slot.values().copy_(values)
-
-
-def record_calls(twin: Twin, batch: int) -> dict[str, Call]:
-    """Run the loss once on batch number `batch`; the last call of every module by path."""
-    calls: dict[str, Call] = {}
+def record_calls(twin: Twin, batch: int) -> dict[str, list[Call]]:
+    """Run the loss once on batch number `batch`; first and last calls of every module by path."""
+    calls: dict[str, list[Call]] = {}
     ticks = iter(range(1 << 62))
     handles = [
         module.register_forward_pre_hook(
-            _recorder(calls, path, ticks), prepend=True, with_kwargs=True
+            _recorder(calls.setdefault(path, []), ticks), prepend=True, with_kwargs=True
         )
         for path, module in twin.model.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
         twin.value(batch)
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return {path: made for path, made in calls.items() if made}
 
 
 def _recorder(
-    calls: dict[str, Call], path: str, ticks: Iterator[int]
+    calls: list[Call], ticks: Iterator[int]
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = Call(module, (), {}, next(ticks))
@@ -104,7 +85,9 @@ def _recorder(
 
         # One memo for both, so that a tensor passed twice stays one tensor.
         call.args, call.kwargs = map_tensors((args, kwargs), once_per_tensor(keep))
-        calls[path] = call
+        if len(calls) == _FIRST_CALLS + _LAST_CALLS:
+            del calls[_FIRST_CALLS]
+        calls.append(call)
 
     return record
 
@@ -117,9 +100,12 @@ def locate(
     Outcomes in `excused` (those that a waiver allows) do not count. None if no module fails.
     """
     calls = record_calls(twin, batch)
-    search = _Search(twin, calls, precision, excused, seed)
-    culprits = [path for root in search.children(None) for path in search.culprits(root)]
-    return max(culprits, key=lambda path: calls[path].order, default=None)
+    for every_output in (False, True):
+        search = _Search(twin, calls, precision, excused, seed, every_output=every_output)
+        found = [pair for root in search.children(None) for pair in search.culprits(root)]
+        if found:
+            return max(found)[1]
+    return None
 
 
 def locate_non_finite(twin: Twin, batch: int, seed: int) -> str | None:
@@ -129,9 +115,14 @@ def locate_non_finite(twin: Twin, batch: int, seed: int) -> str | None:
     in gradients: either way the last module that makes one by itself is its source.
     """
     calls = record_calls(twin, batch)
-    failing = [path for path, call in calls.items() if _spoils(twin, call, seed)]
     # A child is called after its parent, so the last call is also the innermost.
-    return max(failing, key=lambda path: calls[path].order, default=None)
+    failing = [
+        (call.order, path)
+        for path, made in calls.items()
+        for call in made
+        if _spoils(twin, call, seed)
+    ]
+    return max(failing)[1] if failing else None
 
 
 @final
@@ -141,65 +132,120 @@ class _Search:
     def __init__(
         self,
         twin: Twin,
-        calls: dict[str, Call],
+        calls: dict[str, list[Call]],
         precision: Precision,
         excused: frozenset[Outcome],
         seed: int,
+        *,
+        every_output: bool,
     ) -> None:
         self._twin = twin
         self._calls = calls
         self._precision = precision
         self._faults = FAULTS - excused
         self._seed = seed
+        self._every_output = every_output
 
     def children(self, parent: str | None) -> list[str]:
         """Called modules inside `parent` with no called module between; outermost for None."""
         inside = [p for p in self._calls if parent is None or _inside(p, parent)]
         return [p for p in inside if not any(_inside(p, other) for other in inside)]
 
-    def culprits(self, path: str) -> list[str]:
-        """Failing modules at or below `path` whose own children are clean."""
-        if not self._fails(path):
+    def culprits(self, path: str) -> list[tuple[int, str]]:
+        """Failing modules at or below `path` whose own children are clean, with their order."""
+        failing, unknown = self._failing_calls(path)
+        if not failing and not unknown:
             return []
         below = [found for child in self.children(path) for found in self.culprits(child)]
-        return below or [path]
+        return below or [(call.order, path) for call in failing]
 
-    def _fails(self, path: str) -> bool:
-        call = self._calls[path]
+    def _failing_calls(self, path: str) -> tuple[list[Call], bool]:
+        """Calls that fail when replayed, and whether some call cannot be replayed."""
+        failing, unknown = [], False
+        for call in self._calls[path]:
+            try:
+                if self._fails(call):
+                    failing.append(call)
+            except Exception:
+                # User code of any kind, run without what its caller had prepared for it.
+                unknown = True
+        return failing, unknown
+
+    def _fails(self, call: Call) -> bool:
         slots = _replay_slots(call)
-        generator = torch.Generator().manual_seed(self._seed)
-        points = (_Replay(self._twin, call, slots, self._seed, v) for v in range(_VARIANTS))
-        found = survey(points, slots, self._precision, generator)
+        points = [
+            Replay(self._twin, call, slots, self._seed, v, every_output=self._every_output)
+            for v in range(_VARIANTS)
+        ]
+        suspects = self._suspects(slots, points)
+        found = survey(points, suspects, self._precision, generator_for(self._seed))
         decided = (decide(comparisons) for comparisons in found.values())
         return any(c is not None and c.outcome in self._faults for c in decided)
 
+    def _suspects(self, slots: Sequence[Slot], points: Sequence[Point]) -> list[Slot]:
+        """Slots worth comparing alone; none in a clean module, after few evaluations."""
+        if not self._precision.adaptive:
+            return list(slots)
+        with points[0].settled() as reading:
+            empty = [slot for slot in slots if not has_gradient(reading, slot)]
+            generator = generator_for(self._seed, 1)
+            unread = reads_none(empty, points[0], reading, self._precision, generator)
+        suspects = find_suspects(slots, points, self._precision, self._seed)
+        return suspects if unread else [*empty, *(s for s in suspects if s not in empty)]
+
 
 @final
-class _Replay(Point):
+class Replay(Point):
     """One module alone: the sum of its outputs weighted by a fixed random cotangent."""
 
     def __init__(
-        self, twin: Twin, call: Call, slots: Sequence[Slot], seed: int, variant: int
+        self,
+        twin: Twin,
+        call: Call,
+        slots: Sequence[Slot],
+        seed: int,
+        variant: int,
+        *,
+        every_output: bool = True,
     ) -> None:
         self._twin = twin
         self._call = call
         self._slots = slots
         self._seed = seed
         self._variant = variant
+        self._every_output = every_output
+        self._kept: dict[str, Tensor] = {}
 
     @contextmanager
     def settled(self) -> Iterator[Reading]:
-        if self._variant == 0:
+        """Yield the reading on the recorded inputs, or on nudged weights and inputs."""
+        given = {slot.name: slot.values().clone() for slot in self._slots}
+        try:
+            for index, slot in enumerate(self._slots if self._variant else ()):
+                z = slot.normal(generator_for(self._seed, self._variant, index))
+                slot.values().copy_(nudged(slot.values(), z))
+            self._kept = {slot.name: slot.values().clone() for slot in self._slots}
             yield self.reading()
-            return
-        with nudged_slots(self._slots, self._seed + self._variant):
-            yield self.reading()
+        finally:
+            for slot in self._slots:
+                slot.values().copy_(given[slot.name])
+            self._kept = {}
+
+    def reset(self, slot: Slot) -> None:
+        """Give a slot the values that it has at this point."""
+        slot.values().copy_(self._kept[slot.name])
 
     def value(self) -> float:
+        """The weighted sum at the present weights and inputs."""
         with self._twin.isolated():
             return float(self._objective()[0].detach())
 
+    def measured(self, reading: Reading) -> Reading:
+        """`reading` itself: its magnitude covers rounding of the weighted sum."""
+        return reading
+
     def reading(self) -> Reading:
+        """The weighted sum and its gradients at the present weights and inputs."""
         leaves = [leaf for slot in self._slots for leaf in slot.leaves]
         with self._twin.isolated():
             total, magnitude = self._objective()
@@ -215,11 +261,10 @@ class _Replay(Point):
         # Copies, because a module may work in place and a leaf would refuse that.
         copied = once_per_tensor(lambda tensor: tensor.clone())
         args, kwargs = map_tensors((self._call.args, self._call.kwargs), copied)
-        outputs = [
-            as_real(t)
-            for t in tensors_in(self._call.module(*args, **kwargs))
-            if is_differentiable(t)
-        ]
+        given = self._call.module(*args, **kwargs)
+        outputs = [as_real(t) for t in tensors_in(given) if is_differentiable(t)]
+        if not self._every_output and any(output.requires_grad for output in outputs):
+            outputs = [output for output in outputs if output.requires_grad]
         generator = torch.Generator().manual_seed(self._seed)
         total, magnitude = torch.zeros(()), 0.0
         for output in outputs:
@@ -246,7 +291,7 @@ def _replay_slots(call: Call) -> list[Slot]:
 def _spoils(twin: Twin, call: Call, seed: int) -> bool:
     if not all(bool(torch.isfinite(leaf).all()) for leaf in call.tracked):
         return False
-    return not _Replay(twin, call, _replay_slots(call), seed, 0).reading().finite
+    return not Replay(twin, call, _replay_slots(call), seed, 0).reading().finite
 
 
 def _inside(path: str, ancestor: str) -> bool:

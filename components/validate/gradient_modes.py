@@ -1,41 +1,37 @@
-"""Examines the gradients of a twin in train and eval mode and judges every tensor."""
+"""Plans which slot is compared where, in train and eval mode, and judges every slot.
+
+The cheapest plan that leaves nothing out: each slot alone in one mode, all together in the other.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 
-from components.validate.gradient_lint import repeat_checks
-from components.validate.gradient_locate import nudged_slots
+from components.validate.gradient_global import Balance, find_suspects
+from components.validate.gradient_points import Errors, LossPoint
 from components.validate.gradient_probe import (
+    AGREEMENTS,
     FAULTS,
     LOOSE,
     STRICT,
     Comparison,
     Outcome,
-    Point,
-    decide,
-    survey,
+    has_gradient,
+    is_visible,
 )
-from components.validate.gradient_report import Cause, StepCheck, Verdict
-from components.validate.gradient_slots import Reading, Slot
+from components.validate.gradient_report import Cause, Verdict
+from components.validate.gradient_slots import Reading, Slot, generator_for
+from components.validate.gradient_survey import CONCLUSIVE, decide, survey
 from components.validate.gradient_twin import Twin
 
 # Batches, each the data of one point; two of three points convict a tensor.
 BATCHES = 3
-# Identical evaluations beyond the first, taken only when two of them differ.
-_NOISE_SAMPLES = 5
-# Last digits that the weights are moved by to measure how the loss rounds, and its margin.
-_ROUNDING_ULPS = 4.0
-_ROUNDING_MARGIN = 8.0
-_ROUNDING_SAMPLES = 2
-# What rounding of numbers of order one can come to.
-_ROUNDING_LIMIT = 1e-13
+# More tensors than this are first compared all together in both modes.
+ALONE_LIMIT = 500
 _SEVERITY = (Verdict.PASS, Verdict.DEGRADED, Verdict.UNVERIFIABLE, Verdict.FAIL)
 _CAUSES = {
     Outcome.MISMATCH: Cause.MISMATCH,
@@ -59,78 +55,187 @@ class Finding:
 
 @dataclass(frozen=True)
 class Examination:
-    """Findings per slot over all modes that were examined, and the training-step checks."""
+    """One finding per slot, the gravest over the modes that were examined (train mode first)."""
 
     findings: tuple[Finding, ...]
-    checks: tuple[StepCheck, ...]
     modes: tuple[bool, ...]
 
 
-def examine(twin: Twin, training: bool, seed: int) -> Examination:
-    """Judge every slot in the given mode, and in the other one where loss or gradient differ."""
-    twin.set_mode(training)
-    home = _first_reading(twin)
-    checks, losses = repeat_checks(twin, home)
-    twin.set_mode(not training)
-    away = _first_reading(twin)
-    readings = {training: _with_errors(twin, training, home, losses, seed)}
-    if not _identical(home, away):
-        again = _again(twin, not training)
-        readings[not training] = _with_errors(twin, not training, away, [again], seed)
-    per_mode = [_examine_mode(twin, mode, reading, seed) for mode, reading in readings.items()]
-    findings = tuple(_worst(same_slot) for same_slot in zip(*per_mode, strict=True))
-    return Examination(findings, tuple(checks), tuple(readings))
+def examine(twin: Twin, home: Reading, repeated: float, away: Reading, seed: int) -> Examination:
+    """Judge every slot, given readings of batch 0 in train mode (`home`) and eval mode (`away`).
 
-
-def _first_reading(twin: Twin) -> Reading:
-    reading = twin.reading(0)
-    clean = not twin.rewritten
-    twin.note_rewrites()
-    # Weights changed under the first reading; the next one is protected.
-    return twin.reading(0) if clean and twin.rewritten else reading
-
-
-def _again(twin: Twin, training: bool) -> float:
-    twin.set_mode(training)
-    return twin.value(0)
-
-
-def _with_errors(
-    twin: Twin, training: bool, reading: Reading, repeats: Sequence[float], seed: int
-) -> Reading:
-    """`reading` with its measured noise and rounding."""
-    if not math.isfinite(reading.loss):
-        return reading
-    twin.set_mode(training)
-    losses = [reading.loss, *repeats]
-    if len(set(losses)) > 1:
-        losses += [twin.value(0) for _ in range(_NOISE_SAMPLES)]
-    noise = max(losses) - min(losses)
-    return replace(reading, noise=noise, rounding=0.0 if noise else _rounding(twin, reading, seed))
-
-
-def _rounding(twin: Twin, reading: Reading, seed: int) -> float:
-    """How far last-digit changes of the weights move the loss, with a margin.
-
-    |L| alone understates rounding where large terms cancel in the loss.
+    `repeated` is a second loss in train mode. The gradients of `away` are dropped once they are no
+    longer needed, so that memory need not hold three sets of them.
     """
-    moves = [_last_digit_value(twin, seed + k) - reading.loss for k in range(_ROUNDING_SAMPLES)]
-    rounding = _ROUNDING_MARGIN * max(map(abs, moves))
-    # A jump or NaN on moving the last digit is no rounding; it must not loosen the tolerance.
-    return rounding if rounding <= max(1e-9 * abs(reading.loss), _ROUNDING_LIMIT) else 0.0
+    plan = _Plan(twin, home, away, seed)
+    found = _spoiled_at_once(twin, home, training=True)
+    if plan.both:
+        found += _spoiled_at_once(twin, away, training=False)
+    names = {finding.slot.name for finding in found}
+    sound = [slot for slot in twin.slots if slot.name not in names]
+    if plan.both:
+        found += _examine_away(plan, sound)
+    away.gradients.clear()
+    found += _examine_home(plan, sound, repeated)
+    findings = tuple(
+        _worst(slot, [finding for finding in found if finding.slot is slot]) for slot in twin.slots
+    )
+    return Examination(findings, (True, False) if plan.both else (True,))
 
 
-def _last_digit_value(twin: Twin, seed: int) -> float:
-    generator = torch.Generator().manual_seed(seed)
-    kept = [slot.values().clone() for slot in twin.slots]
-    for slot in twin.slots:
-        values = slot.values()
-        digits = _ROUNDING_ULPS * torch.finfo(values.dtype).eps
-        values.mul_(1 + digits * slot.normal(generator))
-    loss = twin.value(0)
-    for slot, values in zip(twin.slots, kept, strict=True):
-        slot.values().copy_(values)
-    return loss
+@final
+class _Plan:
+    """Where each slot's gradient can be seen, worked out once from the two readings."""
+
+    def __init__(self, twin: Twin, home: Reading, away: Reading, seed: int) -> None:
+        self.twin = twin
+        self.seed = seed
+        self.precision = LOOSE if twin.native else STRICT
+        self.both = not _identical(home, away)
+        self.few = len(twin.slots) <= ALONE_LIMIT
+        self._readings = {True: home, False: away}
+        shown = {
+            training: {s.name for s in twin.slots if is_visible(s, reading, self.precision)}
+            for training, reading in self._readings.items()
+        }
+        self.in_home = shown[True]
+        self.in_away_only = shown[False] - shown[True] if self.both else set()
+        self.in_neither = {s.name for s in twin.slots} - shown[True] - self.in_away_only
+
+    def points(self, training: bool) -> list[LossPoint]:
+        """The three points of one mode, with their own record of noise and rounding."""
+        first, errors = self._readings[training], Errors()
+        batches = range(BATCHES)
+        return [LossPoint(self.twin, training, b, first, errors, self.seed) for b in batches]
+
+
+def _examine_away(plan: _Plan, sound: Sequence[Slot]) -> list[Finding]:
+    """Eval mode: all slots along one direction, and alone those that do not show in train mode."""
+    points = plan.points(False)
+    shown = [slot for slot in sound if slot.name not in plan.in_neither]
+    if plan.twin.native:
+        return _alone(plan, shown, points, training=False)
+    alone = {s.name for s in find_suspects(shown, points, plan.precision, plan.seed)}
+    if plan.few:
+        alone |= plan.in_away_only
+    return _alone(plan, [s for s in shown if s.name in alone], points, training=False)
+
+
+def _examine_home(plan: _Plan, sound: Sequence[Slot], repeated: float) -> list[Finding]:
+    """Train mode: each slot alone where it shows, or all along one direction if there are many."""
+    points = plan.points(True)
+    points[0].note_repeated(repeated)
+    unseen = [slot for slot in sound if slot.name in plan.in_neither]
+    shown = [slot for slot in sound if slot.name not in plan.in_neither]
+    # The reading at the first nudged point will serve for batch 1 as well.
+    found = _spoiled_later(plan.twin, sound, (2,) if unseen else (1, 2))
+    if plan.few and not plan.twin.native:
+        found += _each(plan, shown, points)
+    else:
+        suspects = shown
+        if not plan.twin.native:
+            suspects = find_suspects(shown, points, plan.precision, plan.seed)
+        found += _alone(plan, suspects, points, training=True)
+    if unseen:
+        found += _behind_nothing(plan, unseen, points)
+    found += [
+        Finding(slot, True, Verdict.FAIL, Cause.NON_FINITE, batch=1)
+        for slot in sound
+        if slot.name in points[1].spoiled
+    ]
+    return found
+
+
+def _each(plan: _Plan, shown: Sequence[Slot], points: Sequence[LossPoint]) -> list[Finding]:
+    """Every slot alone. Those without a visible gradient here ride along with the first one.
+
+    They are to contribute nothing, so that this needs no forward of its own if it is so.
+    """
+    alone = [slot for slot in shown if slot.name in plan.in_home]
+    riders = [slot for slot in shown if slot.name not in plan.in_home]
+    found: list[Finding] = []
+    if riders:
+        with points[0].settled() as reading:
+            balance = Balance(points[0], reading, plan.precision, plan.seed)
+            rung = balance.agreement([*alone[:1], *riders])
+        if rung is None:
+            alone += find_suspects(riders, points, plan.precision, plan.seed)
+        else:
+            together = Comparison(Outcome.AGREES, rung)
+            found = [_finding(slot, True, together, lowered=False) for slot in alone[:1]]
+            alone = alone[1:]
+    return found + _alone(plan, alone, points, training=True)
+
+
+def _behind_nothing(
+    plan: _Plan, unseen: Sequence[Slot], points: Sequence[LossPoint]
+) -> list[Finding]:
+    """Slots without a visible gradient at the given weights, at nudged ones first.
+
+    An agreement there is enough, even one below rounding: some gradients are zero everywhere.
+    """
+    order = [points[1], points[2], points[0]]
+    alone, found = list(unseen), list[Finding]()
+    if not plan.few and not plan.twin.native:
+        with points[1].settled() as reading:
+            woken = [s for s in unseen if reading.finite_for(s.name) and has_gradient(reading, s)]
+            balance = Balance(points[1], reading, plan.precision, plan.seed)
+            suspects = [] if balance.agreement(woken) else balance.narrowed(woken)
+        settled = {slot.name for slot in woken} - {slot.name for slot in suspects}
+        alone = [slot for slot in unseen if slot.name not in settled]
+    return found + _alone(plan, alone, order, training=True, enough=_AGREED_OR_NOISY)
+
+
+_AGREED_OR_NOISY = AGREEMENTS | {Outcome.NOISY}
+
+
+def _alone(
+    plan: _Plan,
+    slots: Sequence[Slot],
+    points: Sequence[LossPoint],
+    *,
+    training: bool,
+    enough: frozenset[Outcome] = CONCLUSIVE,
+) -> list[Finding]:
+    """Judge slots one by one; those that touch float32 inside the model also at its accuracy."""
+    twin, generator = plan.twin, generator_for(plan.seed, int(training))
+    found = survey(points, slots, plan.precision, generator, enough)
+    decided = {name: decide(comparisons) for name, comparisons in found.items()}
+    degraded: dict[str, Comparison | None] = {}
+    if twin.lowered and not twin.native:
+        suspects = [slot for slot in slots if _is_fault(decided[slot.name])]
+        loose = survey(points, suspects, LOOSE, generator)
+        degraded = {name: decide(comparisons) for name, comparisons in loose.items()}
+    return [
+        _finding(
+            slot,
+            training,
+            degraded.get(slot.name, decided[slot.name]),
+            lowered=twin.native or slot.name in degraded,
+        )
+        for slot in slots
+    ]
+
+
+def _spoiled_at_once(twin: Twin, reading: Reading, *, training: bool) -> list[Finding]:
+    return [
+        Finding(slot, training, Verdict.FAIL, Cause.NON_FINITE)
+        for slot in twin.slots
+        if not reading.finite_for(slot.name)
+    ]
+
+
+def _spoiled_later(twin: Twin, slots: Sequence[Slot], batches: Sequence[int]) -> list[Finding]:
+    """Slots whose loss or gradient is NaN or infinite on further batches at the given weights."""
+    twin.set_mode(True)
+    found: dict[str, Finding] = {}
+    for batch in batches:
+        reading = twin.reading(batch)
+        for slot in slots:
+            if not reading.finite_for(slot.name):
+                bad = Finding(slot, True, Verdict.FAIL, Cause.NON_FINITE, batch=batch)
+                found.setdefault(slot.name, bad)
+    return list(found.values())
 
 
 def _identical(one: Reading, other: Reading) -> bool:
@@ -146,52 +251,13 @@ def _identical(one: Reading, other: Reading) -> bool:
     return True
 
 
-def _examine_mode(twin: Twin, training: bool, reading: Reading, seed: int) -> list[Finding]:
-    twin.set_mode(training)
-    spoiled = _non_finite(twin, reading)
-    sound = [slot for slot in twin.slots if slot.name not in spoiled]
-    points = [_LossPoint(twin, training, batch, reading, seed) for batch in range(BATCHES)]
-    judged = {f.slot.name: f for f in _compare_all(twin, sound, points, training, seed)}
-    return [
-        Finding(slot, training, Verdict.FAIL, Cause.NON_FINITE, batch=spoiled[slot.name])
-        if slot.name in spoiled
-        else judged[slot.name]
-        for slot in twin.slots
-    ]
-
-
-def _non_finite(twin: Twin, first: Reading) -> dict[str, int]:
-    """Slots whose loss or gradient is NaN or infinite on the given weights, with the batch."""
-    spoiled: dict[str, int] = {}
-    for batch in range(BATCHES):
-        reading = first if batch == 0 else twin.reading(batch)
-        for slot in twin.slots:
-            if not reading.finite_for(slot.name):
-                spoiled.setdefault(slot.name, batch)
-    return spoiled
-
-
-def _compare_all(
-    twin: Twin, slots: Sequence[Slot], points: Sequence[Point], training: bool, seed: int
-) -> Iterator[Finding]:
-    generator = torch.Generator().manual_seed(seed)
-    first = LOOSE if twin.native else STRICT
-    decided = {k: decide(v) for k, v in survey(points, slots, first, generator).items()}
-    degraded: dict[str, Comparison | None] = {}
-    if twin.lowered and not twin.native:
-        suspects = [slot for slot in slots if _is_fault(decided[slot.name])]
-        found = survey(points, suspects, LOOSE, generator)
-        degraded = {name: decide(comparisons) for name, comparisons in found.items()}
-    for slot in slots:
-        lowered = twin.native or slot.name in degraded
-        yield _finding(slot, training, degraded.get(slot.name, decided[slot.name]), lowered)
-
-
 def _is_fault(comparison: Comparison | None) -> bool:
     return comparison is not None and comparison.outcome in FAULTS
 
 
-def _finding(slot: Slot, training: bool, comparison: Comparison | None, lowered: bool) -> Finding:
+def _finding(
+    slot: Slot, training: bool, comparison: Comparison | None, *, lowered: bool
+) -> Finding:
     if comparison is None or comparison.outcome in (Outcome.NOISY, Outcome.HIDDEN):
         return Finding(slot, training, Verdict.UNVERIFIABLE, comparison=comparison)
     cause = _CAUSES.get(comparison.outcome, Cause.NONE)
@@ -200,43 +266,12 @@ def _finding(slot: Slot, training: bool, comparison: Comparison | None, lowered:
     return Finding(slot, training, verdict, cause, comparison)
 
 
-def _worst(findings: Sequence[Finding]) -> Finding:
-    """The gravest finding over the modes; unused in one mode only is not unused."""
-    used = [f for f in findings if f.cause is not Cause.UNUSED] or list(findings)
-    return max(used, key=lambda f: _SEVERITY.index(f.verdict))
+def _worst(slot: Slot, findings: Sequence[Finding]) -> Finding:
+    """The gravest finding over the modes; unused in one mode only is not unused.
 
-
-@final
-class _LossPoint(Point):
-    """The whole loss on one batch; beyond the first batch the weights are nudged as well.
-
-    At a trained optimum or behind a zero-initialised layer gradients vanish; nudging shows them.
+    A slot without a finding of its own was part of directions that agreed.
     """
-
-    def __init__(self, twin: Twin, training: bool, batch: int, first: Reading, seed: int) -> None:
-        self._twin = twin
-        self._training = training
-        self._batch = batch
-        self._first = first
-        self._seed = seed
-
-    @contextmanager
-    def settled(self) -> Iterator[Reading]:
-        self._twin.set_mode(self._training)
-        if self._batch == 0:
-            yield self._first
-            return
-        with nudged_slots(self._twin.slots, self._seed + self._batch):
-            reading = self._reading()
-            if reading.finite:
-                yield reading
-                return
-        # Nudged out of the function's domain, for example below a square root.
-        yield self._reading()
-
-    def value(self) -> float:
-        return self._twin.value(self._batch)
-
-    def _reading(self) -> Reading:
-        reading = self._twin.reading(self._batch)
-        return replace(reading, noise=self._first.noise, rounding=self._first.rounding)
+    if not findings:
+        return Finding(slot, True, Verdict.PASS)
+    used = [f for f in findings if f.cause is not Cause.UNUSED] or list(findings)
+    return max(used, key=lambda f: (_SEVERITY.index(f.verdict), f.cause is Cause.NON_FINITE))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -14,34 +15,72 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def map_tensors(nest: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Rebuild a nest of tensors, dicts, lists and (named) tuples with `change` on every tensor."""
+    """Rebuild a nest of tensors with `change` on every tensor; nothing in `nest` is written to.
+
+    Looks into mappings, lists, (named) tuples, dataclasses and other objects that hold tensors in
+    their attributes, such as the batches and outputs of `transformers`. What holds no tensor is
+    passed on as it is.
+    """
+    return _rebuild(nest, change, {})
+
+
+def _rebuild(nest: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
     if isinstance(nest, Tensor):
         return change(nest)
-    if isinstance(nest, dict):
-        rebuilt = copy.copy(nest)
-        for key, value in nest.items():
-            rebuilt[key] = map_tensors(value, change)
-        return rebuilt
-    if isinstance(nest, tuple) and hasattr(nest, "_fields"):
-        return type(nest)(*(map_tensors(value, change) for value in nest))
+    if id(nest) in done:
+        return done[id(nest)]
+    if next(tensors_in(nest), None) is None:
+        return nest
     if isinstance(nest, (list, tuple)):
-        return type(nest)(map_tensors(value, change) for value in nest)
-    return nest
+        members = (_rebuild(value, change, done) for value in nest)
+        return type(nest)(*members) if hasattr(nest, "_fields") else type(nest)(members)
+    # Objects may refer to each other in a ring, so the new one is known before its members are.
+    rebuilt = done[id(nest)] = copy.copy(nest)
+    if isinstance(nest, MutableMapping):
+        for key, value in nest.items():
+            rebuilt[key] = _rebuild(value, change, done)
+    else:
+        for name, value in vars(nest).items():
+            # Frozen dataclasses refuse plain assignment.
+            object.__setattr__(rebuilt, name, _rebuild(value, change, done))
+    return rebuilt
 
 
 def tensors_in(nest: Any) -> Iterator[Tensor]:
-    """Every tensor of a nest in order; looks into dataclass instances too."""
+    """Every tensor of a nest in order, of all kinds that `map_tensors` rebuilds."""
+    yield from _tensors(nest, set())
+
+
+def _tensors(nest: Any, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(nest, Tensor):
         yield nest
-    elif isinstance(nest, dict):
-        for value in nest.values():
-            yield from tensors_in(value)
+        return
+    members: Iterable[Any] = ()
+    if isinstance(nest, MutableMapping):
+        members = nest.values()
     elif isinstance(nest, (list, tuple)):
-        for value in nest:
-            yield from tensors_in(value)
-    elif dataclasses.is_dataclass(nest) and not isinstance(nest, type):
-        for field in dataclasses.fields(nest):
-            yield from tensors_in(getattr(nest, field.name))
+        members = nest
+    elif _holds_attributes(nest):
+        members = vars(nest).values()
+    if members and id(nest) not in seen:
+        seen.add(id(nest))
+        for value in members:
+            yield from _tensors(value, seen)
+
+
+def _holds_attributes(nest: Any) -> bool:
+    if isinstance(nest, (type, nn.Module, ModuleType, FunctionType, MethodType)):
+        return False
+    return hasattr(nest, "__dict__")
+
+
+def common_rows(nest: Any) -> int | None:
+    """Length of the first axis that all tensors share; None if there is none, or none to cut."""
+    tensors = list(tensors_in(nest))
+    if not tensors or any(t.layout != torch.strided or t.is_nested or not t.ndim for t in tensors):
+        return None
+    lengths = {len(tensor) for tensor in tensors}
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def once_per_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -1,23 +1,34 @@
 """Directional derivatives by two-sided differences, compared with automatic gradients.
 
-For a tensor w of n elements and z ~ N(0, I) the step is
-delta = h (||w|| + 0.05 sqrt(n)) z / ||z||, and (L(w + delta) - L(w - delta)) / 2 is compared with
-<g, delta>. One Gaussian direction sees an error in any element (cf. `jax.test_util.check_grads`);
-torch's own fast gradcheck scales its tolerance by the projection and passes gross errors on large
-tensors. The absolute part of the step keeps faults in zero-initialised tensors visible.
+For a tensor w of n elements and z ~ N(0, I) the step is delta = h r z / ||z|| with the reach
+r = ||w|| + 0.05 sqrt(n), and (L(w + delta) - L(w - delta)) / 2 is compared with <g, delta>. One
+Gaussian direction sees an error in any element (cf. `jax.test_util.check_grads`); torch's own fast
+gradcheck scales its tolerance by the projection and passes gross errors on large tensors. The
+absolute part of the step keeps faults in zero-initialised tensors visible.
 
-Allowed are 1e-6 max(||g|| ||delta|| / sqrt(n), |difference|) + 50 eps |L| plus measured noise.
-On disagreement h goes down a ladder from 1e-4: where a kink (ReLU, max) lies within the step, the
-error relative to the step shrinks with h; where the gradient is wrong, it stays.
+Allowed are 1e-6 max(||g|| ||delta|| / sqrt(n), |difference|) + 50 eps |L| plus measured noise. An
+error of relative size rho is missed with a probability of about 0.8 tau / rho, where tau is what
+is allowed over ||g|| ||delta|| / sqrt(n).
+
+The first h is the smallest at which rounding of the loss is still small against the derivative
+that g predicts: the shorter the step, the rarer a kink (ReLU, max) lies within. On disagreement
+noise and rounding are measured, and h goes down a ladder from 1e-4: where a kink lies within the
+step, the error relative to the step shrinks with h; where the gradient is wrong, it stays.
+
+A tensor is compared alone in one mode, train, unless its gradient is below rounding there and not
+in eval mode. All tensors together are compared in the other mode along one balanced direction (see
+`gradient_global`), which disagrees if any of them does; bisection then finds which. Beyond a limit
+of tensors, both modes are examined that way. Where both gradients are below rounding at the given
+weights, the tensor is compared at nudged weights on another batch.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import torch
@@ -27,8 +38,11 @@ from components.validate.gradient_slots import Reading, Slot
 
 STEP_FLOOR = 0.05
 ROUNDING_UNITS = 50.0
-# A rounding floor above this share of the expected derivative leaves an agreement inconclusive.
-RESOLVED_SHARE = 0.01
+# The first step is the shortest at which the rounding floor is this share of the derivative.
+FIRST_SHARE = 1e-7
+SHORTEST, USUAL, LONGEST = 1e-8, 1e-4, 1e-2
+# After a disagreement, a floor above this share of the derivative hides what is sought.
+HIDING_SHARE = 0.01
 # A smaller step acquits only if the error fell at least this much faster than the step did.
 SHRINKAGE = 0.5
 # From this many rungs on, an error proportional to the step (to this share) is a wrong gradient;
@@ -41,16 +55,24 @@ PLATEAU_STEPS = (0.1, 1.0)
 
 @dataclass(frozen=True)
 class Precision:
-    """Relative tolerance, unit roundoff and the ladder of relative steps, largest first."""
+    """Relative tolerance, unit roundoff, the ladder of relative steps, largest first, and more.
+
+    `resolved` is the largest rounding floor, as a share of the derivative, at which an agreement
+    is conclusive; `adaptive` says that the first step follows the rounding floor.
+    """
 
     relative: float
     epsilon: float
     steps: tuple[float, ...]
+    resolved: float
+    adaptive: bool
 
 
-STRICT = Precision(1e-6, torch.finfo(torch.float64).eps, (1e-4, 1e-5, 1e-6, 1e-7, 1e-8))
+STRICT = Precision(
+    1e-6, torch.finfo(torch.float64).eps, (USUAL, 1e-5, 1e-6, 1e-7, SHORTEST), 1e-4, adaptive=True
+)
 # For models with float32 inside: steps long enough to rise above float32 rounding of the loss.
-LOOSE = Precision(1e-2, torch.finfo(torch.float32).eps, (1e-2, 1e-3, 1e-4))
+LOOSE = Precision(1e-2, torch.finfo(torch.float32).eps, (LONGEST, 1e-3, 1e-4), 1e-2, adaptive=False)
 
 
 class Outcome(Enum):
@@ -67,7 +89,7 @@ class Outcome(Enum):
 
 
 FAULTS = frozenset({Outcome.BROKEN_PATH, Outcome.SURROGATE, Outcome.MISMATCH})
-_AGREEMENTS = frozenset({Outcome.AGREES, Outcome.UNRESOLVED})
+AGREEMENTS = frozenset({Outcome.AGREES, Outcome.UNRESOLVED})
 
 
 @dataclass(frozen=True)
@@ -117,44 +139,13 @@ class Point(ABC):
     def value(self) -> float:
         """The scalar at the present weights; one forward."""
 
+    @abstractmethod
+    def reset(self, slot: Slot) -> None:
+        """Give a slot the values that it has at this point; only while settled."""
 
-def survey(
-    points: Iterable[Point], slots: Sequence[Slot], precision: Precision, generator: torch.Generator
-) -> dict[str, list[Comparison]]:
-    """Compare every slot at the first point, and at further points only while in doubt.
-
-    A kink (ReLU, max) or a vanishing gradient at one point is no verdict, so only inconclusive
-    slots move on. Where the loss or the slot's gradient is not finite, nothing is compared.
-    """
-    found: dict[str, list[Comparison]] = {slot.name: [] for slot in slots}
-    doubtful = list(slots)
-    for point in points:
-        if not doubtful:
-            break
-        with point.settled() as reading:
-            for slot in doubtful:
-                if reading.finite_for(slot.name):
-                    found[slot.name].append(compare(slot, point, reading, precision, generator))
-        doubtful = [slot for slot in doubtful if not _conclusive(found[slot.name])]
-    return found
-
-
-def decide(comparisons: Sequence[Comparison]) -> Comparison | None:
-    """The comparison that stands for all; None if there was no usable point.
-
-    Two faults out of three convict. One fault convicts only if no point showed an agreement.
-    """
-    faults = [c for c in comparisons if c.outcome in FAULTS]
-    agreements = [c for c in comparisons if c.outcome in _AGREEMENTS]
-    noisy = [c for c in comparisons if c.outcome is Outcome.NOISY]
-    if noisy:
-        return noisy[0]
-    if len(faults) >= 2 or (faults and not agreements):
-        return max(faults, key=lambda c: c.rung.error / (c.rung.scale or 1.0))
-    if agreements:
-        return min(agreements, key=lambda c: c.outcome is Outcome.UNRESOLVED)
-    hidden = [c for c in comparisons if c.outcome is Outcome.HIDDEN]
-    return next(iter([*hidden, *comparisons]), None)
+    @abstractmethod
+    def measured(self, reading: Reading) -> Reading:
+        """`reading` with noise and rounding of the scalar measured, as far as that is possible."""
 
 
 def compare(
@@ -164,59 +155,149 @@ def compare(
     precision: Precision,
     generator: torch.Generator,
 ) -> Comparison:
-    """Climb down the ladder of steps until both derivatives agree; classify where it ended."""
-    gradient = reading.gradients[slot.name]
-    direction = slot.normal(generator)
-    ladder: list[Rung] = []
-    for h in precision.steps:
-        ladder.append(_measure(slot, gradient, direction, h, point, reading, precision))
-        if ladder[-1].noisy:
-            return Comparison(Outcome.NOISY, ladder[-1])
-        if ladder[-1].agrees and _fell_faster_than_step(ladder):
-            return _agreement(slot, gradient, direction, point, reading, ladder)
-        if len(ladder) >= MIN_RUNGS and _is_steady(ladder):
-            break
-    # Below the rounding floor the last rung says nothing; the first is the best resolved one.
-    decisive = ladder[0] if ladder[-1].agrees else ladder[-1]
-    return Comparison(_fault(gradient, decisive, precision), decisive)
+    """Try the first step, then climb down the ladder until both derivatives agree; classify."""
+    line = _Line(slot, slot.normal(generator), reading.gradients[slot.name], point, precision)
+    first = line.measure(line.first_step(reading), reading)
+    if first.noisy:
+        return Comparison(Outcome.NOISY, first)
+    if first.agrees:
+        return line.agreement(first, reading, doubted=False)
+    reading = point.measured(reading)
+    first = judged_again(first, reading, precision)
+    if first.noisy or first.agrees:
+        noisy = Comparison(Outcome.NOISY, first)
+        return noisy if first.noisy else line.agreement(first, reading, doubted=False)
+    return line.descended(first, reading)
 
 
-def _measure(
-    slot: Slot,
-    gradient: Tensor | None,
-    direction: Tensor,
-    h: float,
-    point: Point,
-    reading: Reading,
-    precision: Precision,
-) -> Rung:
-    delta = _step(slot, direction, h)
-    numeric = (_shifted(slot, delta, point) - _shifted(slot, -delta, point)) / 2
-    analytic = 0.0 if gradient is None else float((gradient * delta).sum())
-    steepness = 0.0 if gradient is None else float(gradient.norm())
-    length = float(delta.norm())
-    scale = max(steepness * length / math.sqrt(delta.numel()), abs(numeric))
-    floor = ROUNDING_UNITS * precision.epsilon * reading.magnitude + reading.rounding
-    allowed = precision.relative * scale + floor
+def judged_again(rung: Rung, reading: Reading, precision: Precision) -> Rung:
+    """The same differences, held to what noise and rounding of `reading` allow."""
+    floor = rounding_floor(reading, precision)
+    allowed = precision.relative * rung.scale + floor
     noisy = reading.noise > allowed
-    return Rung(h, length, analytic, numeric, scale, floor, allowed + reading.noise, noisy)
+    return replace(rung, floor=floor, tolerance=allowed + reading.noise, noisy=noisy)
 
 
-def _step(slot: Slot, direction: Tensor, h: float) -> Tensor:
-    values = slot.values()
-    reach = float(values.norm()) + STEP_FLOOR * math.sqrt(values.numel())
-    # A direction can only be zero when every row is pinned; any step is then as good as none.
-    return direction * (h * reach / (float(direction.norm()) or 1.0))
+def rounding_floor(reading: Reading, precision: Precision) -> float:
+    """What rounding of the loss may come to, as far as it is known."""
+    return ROUNDING_UNITS * precision.epsilon * reading.magnitude + reading.rounding
 
 
-def _shifted(slot: Slot, delta: Tensor, point: Point) -> float:
-    values = slot.values()
-    kept = values.clone()
-    values.add_(delta)
-    try:
-        return point.value()
-    finally:
-        values.copy_(kept)
+def has_gradient(reading: Reading, slot: Slot) -> bool:
+    """True when some element of the slot's gradient is not zero."""
+    gradient = reading.gradients[slot.name]
+    return gradient is not None and bool(gradient.any())
+
+
+def reach(slot: Slot) -> float:
+    """Length of the step at h = 1; the absolute part moves tensors that are zero."""
+    return float(slot.values().norm()) + STEP_FLOOR * math.sqrt(slot.size)
+
+
+def expected_slope(slot: Slot, gradient: Tensor | None) -> float:
+    """Size of the derivative to expect along a random step with h = 1."""
+    if gradient is None:
+        return 0.0
+    return float(gradient.norm()) * reach(slot) / math.sqrt(slot.size)
+
+
+def first_step(slope: float, reading: Reading, precision: Precision) -> float:
+    """The relative step h to begin with, for a tensor of that expected slope.
+
+    The shortest at which rounding is a share of 1e-7. Where that is beyond the usual longest, the
+    step grows only as far as its own error, of the order of h^2, stays as small as rounding.
+    """
+    floor = rounding_floor(reading, precision)
+    if not precision.adaptive or not 0.0 < slope < math.inf or floor == 0.0:
+        return precision.steps[0]
+    shortest = floor / (FIRST_SHARE * slope)
+    if shortest <= USUAL:
+        return max(shortest, SHORTEST)
+    return min(max(math.cbrt(floor / slope), USUAL), LONGEST)
+
+
+def is_visible(slot: Slot, reading: Reading, precision: Precision) -> bool:
+    """True when the slot's gradient is large enough to tell from rounding of the loss."""
+    if not precision.adaptive:
+        return has_gradient(reading, slot)
+    slope = expected_slope(slot, reading.gradients[slot.name])
+    return rounding_floor(reading, precision) < precision.resolved * LONGEST * slope
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One slot moved to and fro along one direction at one point."""
+
+    slot: Slot
+    direction: Tensor
+    gradient: Tensor | None
+    point: Point
+    precision: Precision
+
+    def first_step(self, reading: Reading) -> float:
+        slope = expected_slope(self.slot, self.gradient)
+        return first_step(slope, reading, self.precision)
+
+    def measure(self, h: float, reading: Reading) -> Rung:
+        norm = float(self.direction.norm())
+        # A direction is zero only when every row is pinned; any step is then as good as none.
+        factor = h * reach(self.slot) / (norm or 1.0)
+        numeric = (self.shifted(factor) - self.shifted(-factor)) / 2
+        analytic, steepness = 0.0, 0.0
+        if self.gradient is not None:
+            analytic = factor * float((self.gradient * self.direction).sum())
+            steepness = float(self.gradient.norm())
+        length = factor * norm
+        scale = max(steepness * length / math.sqrt(self.slot.size), abs(numeric))
+        rung = Rung(h, length, analytic, numeric, scale, 0.0, 0.0, noisy=False)
+        return judged_again(rung, reading, self.precision)
+
+    def shifted(self, factor: float) -> float:
+        values = self.slot.values()
+        kept = values.clone()
+        values.add_(self.direction, alpha=factor)
+        try:
+            return self.point.value()
+        finally:
+            values.copy_(kept)
+
+    def descended(self, first: Rung, reading: Reading) -> Comparison:
+        """After a disagreement at the first step: the ladder, and where it ends."""
+        ladder = [first] if first.h >= self.precision.steps[0] else []
+        for h in _below(first.h, self.precision) if ladder else self.precision.steps:
+            ladder.append(self.measure(h, reading))
+            if ladder[-1].noisy:
+                return Comparison(Outcome.NOISY, ladder[-1])
+            if ladder[-1].agrees and _fell_faster_than_step(ladder):
+                return self.agreement(ladder[-1], reading, doubted=True)
+            if len(ladder) >= MIN_RUNGS and _is_steady(ladder):
+                break
+        # Below the rounding floor the last rung says nothing; the first is the best resolved one.
+        decisive = ladder[0] if ladder[-1].agrees else ladder[-1]
+        return Comparison(_fault(self.gradient, decisive, self.precision), decisive)
+
+    def agreement(self, rung: Rung, reading: Reading, *, doubted: bool) -> Comparison:
+        gradient = self.gradient
+        if gradient is None or not bool(gradient.any()):
+            if gradient is not None and reading.loss == 0.0:
+                # A satisfied hinge: flat, with nothing to tell a used tensor from an unused one.
+                return Comparison(Outcome.HIDDEN, rung)
+            reacts = self.reacts_beyond_plateau(rung, reading)
+            return Comparison(Outcome.BROKEN_PATH if reacts else Outcome.SILENT, rung)
+        if rung.floor <= self.precision.resolved * rung.scale:
+            return Comparison(Outcome.AGREES, rung)
+        hidden = doubted and rung.floor > HIDING_SHARE * rung.scale
+        return Comparison(Outcome.HIDDEN if hidden else Outcome.UNRESOLVED, rung)
+
+    def reacts_beyond_plateau(self, rung: Rung, reading: Reading) -> bool:
+        scale = reach(self.slot) / (float(self.direction.norm()) or 1.0)
+        moves = (abs(self.shifted(h * scale) - reading.loss) for h in PLATEAU_STEPS)
+        return any(move > rung.floor + 2 * reading.noise for move in moves)
+
+
+def _below(h: float, precision: Precision) -> list[float]:
+    rungs = round(math.log10(h / precision.steps[-1]))
+    return [h * 10.0**-k for k in range(1, rungs + 1)]
 
 
 def _fell_faster_than_step(ladder: Sequence[Rung]) -> bool:
@@ -231,47 +312,9 @@ def _is_steady(ladder: Sequence[Rung]) -> bool:
     return abs(last - before) <= STEADY_SHARE * abs(last)
 
 
-def _agreement(
-    slot: Slot,
-    gradient: Tensor | None,
-    direction: Tensor,
-    point: Point,
-    reading: Reading,
-    ladder: Sequence[Rung],
-) -> Comparison:
-    rung = ladder[-1]
-    if gradient is None or not bool(gradient.any()):
-        if gradient is not None and reading.loss == 0.0:
-            # A satisfied hinge: flat, with nothing to tell a used tensor from an unused one.
-            return Comparison(Outcome.HIDDEN, rung)
-        reacts = _reacts_beyond_plateau(slot, direction, point, reading, rung)
-        return Comparison(Outcome.BROKEN_PATH if reacts else Outcome.SILENT, rung)
-    if rung.floor <= RESOLVED_SHARE * rung.scale:
-        return Comparison(Outcome.AGREES, rung)
-    return Comparison(Outcome.UNRESOLVED if len(ladder) == 1 else Outcome.HIDDEN, rung)
-
-
-def _reacts_beyond_plateau(
-    slot: Slot, direction: Tensor, point: Point, reading: Reading, rung: Rung
-) -> bool:
-    for h in PLATEAU_STEPS:
-        moved = _shifted(slot, _step(slot, direction, h), point)
-        if abs(moved - reading.loss) > rung.floor + 2 * reading.noise:
-            return True
-    return False
-
-
 def _fault(gradient: Tensor | None, rung: Rung, precision: Precision) -> Outcome:
     if gradient is None or not bool(gradient.any()):
         return Outcome.BROKEN_PATH
     if abs(rung.numeric) <= rung.floor + precision.relative * rung.scale:
         return Outcome.SURROGATE
     return Outcome.MISMATCH
-
-
-def _conclusive(comparisons: Sequence[Comparison]) -> bool:
-    outcomes = [c.outcome for c in comparisons]
-    faults = sum(outcome in FAULTS for outcome in outcomes)
-    if faults == 0:
-        return Outcome.AGREES in outcomes or Outcome.NOISY in outcomes
-    return faults >= 2

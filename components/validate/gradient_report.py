@@ -44,6 +44,9 @@ class WaiverKind(StrEnum):
     surrogate      a straight-through or otherwise deliberately replaced gradient
     stop_gradient  a deliberate detach
     mode           a module kept in another train/eval mode than the model (names a module)
+    rows           rows that interact, or a first axis that is not the batch (names a module)
+    hook           a parameter whose gradient a hook changes
+    copy           two parameters that start with equal values
     """
 
     UNUSED = "unused"
@@ -51,6 +54,9 @@ class WaiverKind(StrEnum):
     SURROGATE = "surrogate"
     STOP_GRADIENT = "stop_gradient"
     MODE = "mode"
+    ROWS = "rows"
+    HOOK = "hook"
+    COPY = "copy"
 
 
 class _Record(BaseModel):
@@ -62,6 +68,7 @@ class Waiver(_Record):
     """A declared exception; one that no longer excuses anything fails the report.
 
     `tensor` is a parameter name or a glob over names; a glob must excuse every tensor it matches.
+    The kinds `mode` and `rows` name module paths instead ('*' also stands for the model itself).
     """
 
     tensor: str = Field(min_length=1)

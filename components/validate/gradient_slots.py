@@ -26,6 +26,11 @@ class Slot:
         """The real view that perturbations are added to."""
         return as_real(self.leaves[0].detach())
 
+    @property
+    def size(self) -> int:
+        """Number of real elements of `values()`."""
+        return self.values().numel()
+
     def normal(self, generator: torch.Generator) -> Tensor:
         """N(0, I) of the shape of `values()`; zero on an embedding's padding row.
 
@@ -38,15 +43,19 @@ class Slot:
         return z
 
     def dense(self, gradients: Sequence[Tensor | None]) -> Tensor | None:
-        """Sum over the leaves of their gradients, dense and real; None if no leaf has one."""
+        """Sum over the leaves of their gradients, dense and real; None if no leaf has one.
+
+        A single gradient is not copied, only seen as real numbers.
+        """
         total: Tensor | None = None
         for gradient in gradients:
             if gradient is None:
                 continue
             full = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
-            real = as_real(full).clone()
+            real = as_real(full)
             total = real if total is None else total + real
-        if total is not None and self.pinned_row is not None:
+        if total is not None and self.pinned_row is not None and total[self.pinned_row].any():
+            total = total.clone()
             total[self.pinned_row] = 0.0
         return total
 
@@ -76,6 +85,14 @@ class Reading:
     def finite(self) -> bool:
         """True when the loss and every gradient are finite."""
         return math.isfinite(self.loss) and all(map(self.finite_for, self.gradients))
+
+
+def generator_for(seed: int, *stream: int) -> torch.Generator:
+    """A generator of its own for each `seed` and tuple of small integers."""
+    mixed = seed
+    for number in stream:
+        mixed = (mixed * 1_000_003 + number + 17) % 2**63
+    return torch.Generator().manual_seed(mixed)
 
 
 def storage_key(tensor: Tensor) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import copy
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from components.validate.gradient_hooks import Hooks
 from components.validate.gradient_nests import (
+    as_real,
+    common_rows,
     is_differentiable,
     map_tensors,
     stray_tensors,
@@ -66,11 +69,13 @@ class Twin:
         self.rewritten: set[str] = set()
         self._loss_fn = loss_fn
         self._seed = seed
-        self.model = _deep_copy(model)
+        self.model, memo = _deep_copy(model)
         if not native:
             _widen_in_place(self.model)
         self.slots: list[Slot] = slots_of(model, self.model)
-        self._given = [slot.values().clone() for slot in self.slots]
+        given = dict(model.named_parameters(remove_duplicate=False))
+        self._given = {slot.name: given[slot.name].detach() for slot in self.slots}
+        self._hooks = Hooks(self.model, _pairs(model, self.model), memo)
         self._batches = [_private_batch(batch, native=native) for batch in batches]
         self._buffers = _registered_buffers(self.model)
         self._odd_modes = [m for m in self.model.modules() if m.training != self.model.training]
@@ -88,29 +93,62 @@ class Twin:
         with self.isolated():
             return float(self._loss(batch).detach())
 
-    def backward(self, batch: int) -> float:
-        """One forward and backward that adds into the twin's `.grad`; returns the loss."""
+    def backward(self, batch: int, *, rows: slice | None = None, scale: float = 1.0) -> float:
+        """One forward and backward of `scale` times the loss; adds into the twin's `.grad`.
+
+        `rows` takes these rows of every tensor of the batch. Returns the loss without the scale.
+        """
         with self.isolated():
-            loss = self._loss(batch)
+            loss = self._loss(batch, rows)
             self.backwards += 1
             if loss.requires_grad:
-                torch.autograd.backward(loss)
+                torch.autograd.backward(loss if scale == 1.0 else loss * scale)
             return float(loss.detach())
 
-    def reading(self, batch: int) -> Reading:
-        """Loss and fresh gradients of every slot on batch number `batch`."""
-        for slot in self.slots:
-            for leaf in slot.leaves:
-                leaf.grad = None
+    def reading(self, batch: int, *, keep: bool = False) -> Reading:
+        """Loss and fresh gradients of every slot on batch number `batch`.
+
+        The gradients are taken over from `.grad`, which is left empty; with `keep` they are copied
+        and `.grad` stays in place.
+        """
+        self.clear_gradients()
         watch = PrecisionWatch()
         with watch:
             loss = self.backward(batch)
         self.lowered = self.lowered or watch.lowered
-        return Reading(loss, self.gradients(), magnitude=abs(loss))
+        if keep:
+            return Reading(loss, self.gradients(), magnitude=abs(loss))
+        gradients = {slot.name: self.gradient(slot) for slot in self.slots}
+        self.clear_gradients()
+        return Reading(loss, gradients, magnitude=abs(loss))
+
+    def gradient(self, slot: Slot) -> Tensor | None:
+        """What `.grad` holds now for one slot; may share its memory."""
+        return slot.dense([leaf.grad for leaf in slot.leaves])
 
     def gradients(self) -> dict[str, Tensor | None]:
-        """What `.grad` holds now, per slot."""
-        return {s.name: s.dense([leaf.grad for leaf in s.leaves]) for s in self.slots}
+        """Copies of what `.grad` holds now, per slot."""
+        found = {slot.name: self.gradient(slot) for slot in self.slots}
+        return {name: None if g is None else g.clone() for name, g in found.items()}
+
+    def clear_gradients(self) -> None:
+        """Set `.grad` of every slot to None, without the model's own zero_grad."""
+        for slot in self.slots:
+            for leaf in slot.leaves:
+                leaf.grad = None
+
+    def rows(self, batch: int) -> int | None:
+        """Length of the first axis that all tensors of that batch share; None if they do not."""
+        return common_rows(self._batches[batch])
+
+    @property
+    def has_hooks(self) -> bool:
+        """True when a backward pass runs hooks of parameters or modules."""
+        return self._hooks.present
+
+    def hooks_off(self) -> AbstractContextManager[None]:
+        """Inside, backward passes run no hooks of parameters and modules."""
+        return self._hooks.off()
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
@@ -134,19 +172,35 @@ class Twin:
                 for values, kept in weights:
                     values.copy_(kept)
 
-    def note_rewrites(self) -> None:
-        """Find slots that an evaluation wrote to, undo it, and from now on undo it every time."""
-        for slot, given in zip(self.slots, self._given, strict=True):
-            if not torch.equal(slot.values().nan_to_num(), given.nan_to_num()):
+    def note_rewrites(self) -> bool:
+        """Find slots that an evaluation wrote to, undo it, and from now on undo it every time.
+
+        True if there are any that were not known before.
+        """
+        known = len(self.rewritten)
+        for slot in self.slots:
+            values = self._given_values(slot)
+            if not torch.equal(slot.values().nan_to_num(), values.nan_to_num()):
                 self.rewritten.add(slot.name)
-                slot.values().copy_(given)
+                slot.values().copy_(values)
+        return len(self.rewritten) > known
+
+    def reset(self, slot: Slot) -> None:
+        """Give a slot the values that the model was given with."""
+        slot.values().copy_(self._given_values(slot))
+
+    def _given_values(self, slot: Slot) -> Tensor:
+        # Read from the given model each time: a copy would cost as much memory as the twin.
+        given = self._given[slot.name]
+        return as_real(given if self.native else widened(given))
 
     def _weights(self) -> list[tuple[Tensor, Tensor]]:
         return [(slot.values(), slot.values().clone()) for slot in self.slots]
 
-    def _loss(self, batch: int) -> Tensor:
+    def _loss(self, batch: int, rows: slice | None = None) -> Tensor:
         self.forwards += 1
-        loss = self._loss_fn(self.model, map_tensors(self._batches[batch], _fresh))
+        change = _fresh if rows is None else lambda tensor: _fresh(tensor[rows])
+        loss = self._loss_fn(self.model, map_tensors(self._batches[batch], change))
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             raise ValueError(
                 "loss_fn must return one real floating-point number as a tensor; got "
@@ -174,26 +228,43 @@ class Twin:
         yield from tensors_in(self._batches)
 
 
-def build_twin(model: nn.Module, loss_fn: LossFn, batches: Sequence[Any], seed: int) -> Twin:
-    """A float64 twin, or a native one when hard-coded float32 makes float64 impossible."""
+def build_twin(
+    model: nn.Module, loss_fn: LossFn, batches: Sequence[Any], seed: int
+) -> tuple[Twin, Reading]:
+    """A twin in train mode and its first reading; `.grad` holds the gradients still.
+
+    In float64, or in the model's own precision when hard-coded float32 makes float64 impossible.
+    """
     twin = Twin(model, loss_fn, batches, seed, native=False)
     try:
-        twin.value(0)
+        return twin, _first_reading(twin)
     except RuntimeError as error:
         if not re.search(r"dtype|scalar type|Double|Float", str(error)):
             raise
         native = Twin(model, loss_fn, batches, seed, native=True)
         native.forwards = twin.forwards
-        return native
-    return twin
+        return native, _first_reading(native)
 
 
-def _deep_copy(model: nn.Module) -> nn.Module:
+def _first_reading(twin: Twin) -> Reading:
+    twin.set_mode(True)
+    reading = twin.reading(0, keep=True)
+    # Weights changed under this reading; the next one is protected.
+    return twin.reading(0, keep=True) if twin.note_rewrites() else reading
+
+
+def _pairs(model: nn.Module, twin: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    copies = dict(twin.named_parameters())
+    return [(p, copies[name]) for name, p in model.named_parameters() if name in copies]
+
+
+def _deep_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
+    """The copy, and the memo that leads from the model's objects to the copy's."""
     held = [*model.buffers(), *(stray.tensor for stray in stray_tensors(model))]
     # deepcopy refuses results of a computation, such as an activation kept by the last forward.
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in held if not t.is_leaf}
     try:
-        return copy.deepcopy(model, memo)
+        return copy.deepcopy(model, memo), memo
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             "model must survive copy.deepcopy, because it is verified on a copy; "

@@ -1,6 +1,6 @@
-"""The three gates of the validate stage on one trained model: contract, gradients, quality."""
+"""The gates of validate on a trained model: contract, gradients, quality, leakage, source."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -11,17 +11,21 @@ from torch import Tensor, nn
 from components.contract import Model
 from components.data.encoding import Encoding, read_labels
 from components.data.snapshot import Snapshot
-from components.errors import GateError
-from components.evaluate import score_rows
+from components.errors import AssayError, GateError
+from components.evaluate import answer_rows
 from components.export.predictors import TorchPredictor
-from components.pipeline import Pipeline
+from components.pipeline import Pipeline, Scored
 from components.train.objective import mean_loss
 from components.train.run import to_tensors
+from components.validate.baseline import label_frequencies
 from components.validate.contract import verify_contract
 from components.validate.contract_report import ContractReport
-from components.validate.gates import GatesReport, check_gates
+from components.validate.gate_report import GatesReport
+from components.validate.gates import check_quality
 from components.validate.gradient_report import GradientReport, Verdict, Waiver, WaiverKind
 from components.validate.gradients import verify_gradients
+from components.validate.leakage import LeakageReport, check_leakage
+from components.validate.source import SourceReport, verify_source
 
 CONTRACT_ROWS = (8, 5, 3)
 GRADIENT_ROWS = 4
@@ -37,14 +41,18 @@ Batch = tuple[tuple[Tensor, ...], Tensor]
 class Evidence:
     """What the gates found; complete whether they passed or not.
 
-    ``gradients`` is None when the model's own code failed in float64, ``gates`` when the contract
-    report says that there are no outputs that could be scored; ``trouble`` then says why.
+    ``gradients`` is None when the model's own code failed in float64, ``scored`` when the contract
+    report says that there are no outputs that could be scored, ``gates`` also when the pipeline's
+    metrics failed, and ``leakage`` when the rows could not be looked at; ``trouble`` then says why.
     """
 
     contract: ContractReport
     gradients: GradientReport | None
     gates: GatesReport | None
+    leakage: LeakageReport | None
+    source: SourceReport
     metrics: dict[str, float]
+    scored: Scored | None = None
     trouble: tuple[str, ...] = ()
 
     def reports(self) -> dict[str, BaseModel]:
@@ -53,8 +61,25 @@ class Evidence:
             "contract_report": self.contract,
             "gradient_report": self.gradients,
             "gates_report": self.gates,
+            "leakage_report": self.leakage,
+            "source_report": self.source,
         }
         return {name: report for name, report in named.items() if report is not None}
+
+    def failures(self) -> tuple[str, ...]:
+        """Every failure of every gate, each with the gate's name before it."""
+        failures = [f"contract: {failure}" for failure in self.contract.failures]
+        failures += self.trouble
+        if self.gradients is not None and not self.gradients.passed:
+            failures.append(
+                f"gradients: {self.gradients.reason.rstrip('.')}{_failing(self.gradients)}"
+            )
+        if self.gates is not None:
+            failures += [f"quality: {failure}" for failure in self.gates.failures]
+        if self.leakage is not None:
+            failures += [f"leakage: {failure}" for failure in self.leakage.failures]
+        failures += [f"source: {finding.sentence}" for finding in self.source.findings]
+        return tuple(failures)
 
     def require_passed(self) -> tuple[GradientReport, GatesReport]:
         """Raise once, with every failure of every gate, or give the reports that were optional.
@@ -62,15 +87,8 @@ class Evidence:
         Raises:
             GateError: At least one gate said no.
         """
-        failures = [f"contract: {failure}" for failure in self.contract.failures]
-        failures += [f"gradients: {trouble}" for trouble in self.trouble]
-        if self.gradients is not None and not self.gradients.passed:
-            failures.append(
-                f"gradients: {self.gradients.reason.rstrip('.')}{_failing(self.gradients)}"
-            )
-        if self.gates is not None:
-            failures += [f"quality: {failure}" for failure in self.gates.failures]
-        if failures or self.gradients is None or self.gates is None:
+        failures = self.failures()
+        if failures or self.gradients is None or self.gates is None or self.leakage is None:
             blamed = self.gradients.culprit if self.gradients is not None else None
             # An empty path is the model itself, so only None gives way to the other report.
             culprit = blamed if self.contract.culprit is None else self.contract.culprit
@@ -85,25 +103,68 @@ def collect_evidence(
     snapshot: Snapshot,
     *,
     seed: int,
+    key: Sequence[str] = (),
 ) -> Evidence:
     """Run every gate on a trained model; a gate that says no does not stop the others.
 
     Args:
-        pipeline: Gives loss, metrics and quality gates.
+        pipeline: Gives loss, metrics, quality gates and leakage alarms.
         model: In eval mode, on CPU.
         encoding: How rows become the model's inputs.
         snapshot: Its training rows serve the contract and gradient checks, those held out the
             quality gates.
         seed: Of the random directions of the gradient check.
+        key: Columns that together tell rows apart.
+
+    Raises:
+        DataError: The stored rows are damaged.
+        ConfigError: bandit is not installed.
     """
     contract = verify_contract(model, contract_batches(encoding, snapshot))
     gradients, trouble = _check_gradients(pipeline, model, encoding, snapshot, seed)
-    metrics: dict[str, float] = {}
-    gates = None
+    scored = None
     if all(check.passed for check in contract.checks if check.name in SCORABLE):
-        metrics = score_rows(pipeline, TorchPredictor(model), encoding, snapshot.table("holdout"))
-        gates = check_gates(pipeline.gates, metrics)
-    return Evidence(contract, gradients, gates, metrics, trouble)
+        rows = snapshot.table("holdout")
+        scored = answer_rows(pipeline, TorchPredictor(model), encoding, rows)
+    metrics, gates, unscored = _check_quality(pipeline, scored, snapshot)
+    leakage, unseen = _check_leakage(pipeline, snapshot, key)
+    return Evidence(
+        contract=contract,
+        gradients=gradients,
+        gates=gates,
+        leakage=leakage,
+        source=verify_source(pipeline),
+        metrics=metrics,
+        scored=scored,
+        trouble=(*trouble, *unscored, *unseen),
+    )
+
+
+def _check_quality(
+    pipeline: Pipeline, scored: Scored | None, snapshot: Snapshot
+) -> tuple[dict[str, float], GatesReport | None, tuple[str, ...]]:
+    if scored is None:
+        return {}, None, ()
+    try:
+        metrics = pipeline.metrics(scored)
+    except Exception as error:  # noqa: BLE001  the pipeline's own code may raise anything
+        what = f"{type(error).__name__}: {error}"
+        return {}, None, (f"quality: metrics must score the held-out rows; they raised {what}",)
+    label = snapshot.statistics.columns[pipeline.features.label]
+    frequencies = label_frequencies(label, pipeline.features.classes)
+    return metrics, check_quality(pipeline, scored, metrics, frequencies), ()
+
+
+def _check_leakage(
+    pipeline: Pipeline, snapshot: Snapshot, key: Sequence[str]
+) -> tuple[LeakageReport | None, tuple[str, ...]]:
+    try:
+        return check_leakage(pipeline, snapshot, key), ()
+    except AssayError:
+        raise
+    except Exception as error:  # noqa: BLE001  scikit-learn and Arrow raise much
+        what = f"{type(error).__name__}: {error}"
+        return None, (f"leakage: the rows must be such that leakage can be looked for; {what}",)
 
 
 def _check_gradients(
@@ -116,7 +177,7 @@ def _check_gradients(
         )
     except Exception as error:  # noqa: BLE001  the model's own code may raise anything
         what = f"{type(error).__name__}: {error}"
-        return None, (f"forward and backward must run in float64; they raised {what}",)
+        return None, (f"gradients: forward and backward must run in float64; they raised {what}",)
     return report, ()
 
 

@@ -63,6 +63,9 @@ VALIDATED = ValidatedModel(
     contract_report=artifact("contract"),
     gradient_report=artifact("gradients"),
     gates_report=artifact("gates"),
+    leakage_report=artifact("leakage"),
+    source_report=artifact("source"),
+    page=artifact("page"),
     stage=STAGE,
 )
 EXPORTED = ExportedModel(

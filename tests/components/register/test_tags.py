@@ -55,6 +55,9 @@ def exported() -> ExportedModel:
         contract_report=artifact("contract"),
         gradient_report=artifact("gradients"),
         gates_report=artifact("gates"),
+        leakage_report=artifact("leakage"),
+        source_report=artifact("source"),
+        page=artifact("page"),
         stage=stage,
     )
     return ExportedModel(

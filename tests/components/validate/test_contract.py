@@ -55,7 +55,7 @@ def test_sound_models_raise_no_alarm(build: Any, rows: Any, training: bool) -> N
     assert report.failures == ()
     assert report.passed
     assert report.culprit is None
-    assert len(report.checks) == 13
+    assert len(report.checks) == 14
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")

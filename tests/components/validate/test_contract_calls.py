@@ -99,7 +99,7 @@ def test_exception_names_the_innermost_module() -> None:
     assert_fires(report, "outputs", "fc1.1", "'fc1.1' raised ZeroDivisionError: no such thing")
     assert report.culprit == "fc1.1"
     assert "second line" not in report.failures[0]
-    assert len(report.checks) == 13
+    assert len(report.checks) == 14
     assert len(report.failures) == 2  # one of forward, one of predict
 
 

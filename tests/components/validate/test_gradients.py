@@ -123,12 +123,16 @@ def test_hand_derivative_equals_autograd_and_the_difference() -> None:
     assert model.w.grad is not None and model.b.grad is not None
     assert (model.w.grad.item(), model.b.grad.item()) == pytest.approx((DW, DB))
 
-    twin = build_twin(model, line_loss, line_batches(), seed=0)
-    rungs = [f.comparison.rung for f in examine(twin, True, 0).findings if f.comparison]
+    twin, home = build_twin(model, line_loss, line_batches(), seed=0)
+    away = twin.reading(0)
+    found = examine(twin, home, home.loss, away, seed=0).findings
+    rungs = [f.comparison.rung for f in found if f.comparison]
+    assert len(rungs) == 2
     assert [abs(r.numeric / r.length) for r in rungs] == pytest.approx([-DW, -DB], rel=1e-9)
     assert [abs(r.analytic / r.length) for r in rungs] == pytest.approx([-DW, -DB], rel=1e-9)
     # h (||w|| + 0.05 sqrt(n)) with n = 1
-    assert [r.length for r in rungs] == pytest.approx([1e-4 * (W + 0.05), 1e-4 * (B + 0.05)])
+    reach = [W + 0.05, B + 0.05]
+    assert [r.length for r in rungs] == pytest.approx([r.h * s for r, s in zip(rungs, reach)])
 
 
 def test_hand_example_passes_and_its_crooked_version_fails() -> None:

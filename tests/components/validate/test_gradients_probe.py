@@ -14,9 +14,9 @@ from components.validate.gradient_probe import (
     Point,
     Rung,
     compare,
-    decide,
 )
 from components.validate.gradient_slots import Reading, Slot
+from components.validate.gradient_survey import decide
 
 EPS = 2.0**-52
 
@@ -35,6 +35,12 @@ class Cubic(Point):
     @contextmanager
     def settled(self) -> Iterator[Reading]:
         yield self.reading()
+
+    def reset(self, slot: Slot) -> None:
+        raise AssertionError("a single tensor is put back by the comparison itself")
+
+    def measured(self, reading: Reading) -> Reading:
+        return reading
 
     def reading(self, noise: float = 0.0) -> Reading:
         gradient = 3 * self.w.pow(2)
@@ -56,13 +62,14 @@ def compared(point: Cubic, noise: float = 0.0, seed: int = 0) -> Comparison:
 def test_step_scale_floor_and_tolerance_follow_the_formulae() -> None:
     point = Cubic(weights(3.0, 4.0))
     rung = compared(point).rung
-    length = 1e-4 * (5.0 + 0.05 * 2**0.5)
+    reach = 5.0 + 0.05 * 2**0.5
     steepness = (27.0**2 + 48.0**2) ** 0.5
-    loss = 27.0 + 64.0
-    assert rung.length == pytest.approx(length)
-    assert rung.scale == pytest.approx(max(steepness * length / 2**0.5, abs(rung.numeric)))
-    assert rung.floor == pytest.approx(50 * EPS * loss)
-    assert rung.tolerance == pytest.approx(1e-6 * rung.scale + 50 * EPS * loss)
+    floor = 50 * EPS * (27.0 + 64.0)
+    assert rung.h == pytest.approx(floor / (1e-7 * steepness * reach / 2**0.5))
+    assert rung.length == pytest.approx(rung.h * reach)
+    assert rung.scale == pytest.approx(max(steepness * rung.length / 2**0.5, abs(rung.numeric)))
+    assert rung.floor == pytest.approx(floor)
+    assert rung.tolerance == pytest.approx(1e-6 * rung.scale + floor)
     assert compared(point).outcome is Outcome.AGREES
     assert torch.equal(point.w, weights(3.0, 4.0))
 

@@ -1,0 +1,259 @@
+"""Checks of one training step: what is equivalent in theory must give the same gradients.
+
+Two backward passes without zeroing add up, a scaled loss scales every gradient, zero_grad clears,
+hooks and activation checkpointing leave gradients alone, rows of a batch do not interact, and the
+optimiser moves every parameter as its rule says. All on the twin, at the given weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from components.validate.call_audit import count_calls
+from components.validate.gradient_lint import (
+    StepFinding,
+    common_module,
+    copied_ties,
+    covers,
+    eval_reaches_modules,
+    finding,
+    label,
+    listed,
+    optimizer_covers,
+)
+from components.validate.gradient_optimizer import optimizer_updates
+from components.validate.gradient_parts import OuterCall, outer_calls
+from components.validate.gradient_recompute import watched_checkpoints
+from components.validate.gradient_report import StepCheck, Waiver, WaiverKind
+from components.validate.gradient_rows import row_checks
+from components.validate.gradient_slots import Reading, Slot
+from components.validate.gradient_twin import Twin
+from components.validate.gradient_unhooked import differing, hooks_and_checkpoints
+
+# A power of two: scaling by it is exact.
+_SCALE = 0.25
+# Which failed check names the culprit: the most specific first.
+_BLAMED_FIRST = (
+    "modules_called",
+    "eval_reaches_modules",
+    "hooks_keep_gradients",
+    "checkpointing_agrees",
+    "batch_sizes",
+    "rows_independent",
+)
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What the checks of a training step found.
+
+    `loss` is the second loss on batch 0 in the model's own mode, `away` the reading of batch 0 in
+    the other one. `culprit` is the module to blame if a check failed ('' is the model itself), and
+    `reason` the sentence about it. `in_use` are waivers that excused something here, `hooked` the
+    tensors whose gradient a hook changes and `hook_owner` the module that holds the hook.
+    """
+
+    checks: tuple[StepCheck, ...]
+    loss: float
+    away: Reading
+    culprit: str | None
+    reason: str
+    in_use: frozenset[Waiver] = frozenset()
+    hooked: frozenset[str] = frozenset()
+    hook_owner: str | None = None
+
+
+def step_checks(
+    twin: Twin,
+    home: Reading,
+    model: nn.Module,
+    *,
+    training: bool,
+    waivers: Sequence[Waiver],
+    optimizer: torch.optim.Optimizer | None,
+) -> StepOutcome:
+    """All checks of a training step; call it right after `home` was read from batch 0.
+
+    Cost where all passes: a second backward, the reading in the other mode, two parts of a batch,
+    and one more backward where there are hooks or checkpoints. Only a failure costs more. The twin
+    is left in the model's own mode with no gradients.
+    """
+    second = _second_backward(twin, home, waivers, record=not training)
+    hooks, changed = hooks_and_checkpoints(twin, home, second.checkpoints, waivers)
+    twin.set_mode(not training)
+    with outer_calls(twin.model) as other_calls:
+        away = _settled_reading(twin)
+    whole, calls = (away, other_calls) if training else (home, second.calls)
+    twin.set_mode(False)
+    found = [
+        *second.findings,
+        *hooks,
+        *row_checks(twin, whole, calls, waivers),
+        eval_reaches_modules(twin.model, waivers),
+        copied_ties(model, waivers),
+    ]
+    twin.set_mode(training)
+    twin.clear_gradients()
+    if optimizer is not None:
+        found.append(StepFinding(optimizer_covers(model, optimizer)))
+        found.append(optimizer_updates(model, optimizer, home, twin))
+    worst = min((f for f in found if not f.check.passed), key=_precedence, default=None)
+    return StepOutcome(
+        checks=tuple(f.check for f in found),
+        loss=second.loss,
+        away=away,
+        culprit=worst.culprit if worst else None,
+        reason=f"the check {worst.check.name} failed: {worst.check.detail}" if worst else "",
+        in_use=frozenset().union(*(f.in_use for f in found)),
+        hooked=frozenset(changed),
+        hook_owner=next((f.culprit for f in hooks if f.culprit is not None), None),
+    )
+
+
+def _precedence(failed: StepFinding) -> tuple[bool, int]:
+    name = failed.check.name
+    rank = _BLAMED_FIRST.index(name) if name in _BLAMED_FIRST else len(_BLAMED_FIRST)
+    return failed.culprit is None, rank
+
+
+def _settled_reading(twin: Twin) -> Reading:
+    reading = twin.reading(0)
+    clean = not twin.rewritten
+    twin.note_rewrites()
+    # Weights changed under this reading; the next one is protected.
+    return twin.reading(0) if clean and twin.rewritten else reading
+
+
+@dataclass(frozen=True)
+class _Second:
+    findings: list[StepFinding]
+    loss: float
+    checkpoints: list[str]
+    calls: list[OuterCall]
+
+
+def _second_backward(
+    twin: Twin, home: Reading, waivers: Sequence[Waiver], *, record: bool
+) -> _Second:
+    """One backward of the scaled loss on top of `home`'s gradients, and then zero_grad."""
+    _put_back(twin, home)
+    losses: list[float] = []
+
+    def call() -> None:
+        losses.append(twin.backward(0, scale=_SCALE))
+
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(watched_checkpoints(twin.model))
+        calls = stack.enter_context(outer_calls(twin.model)) if record else []
+        counts = count_calls(twin.model, call)
+    slots = _comparable(twin, home, waivers)
+    off = differing(twin, home, slots, 1 + _SCALE)
+    twin.model.zero_grad()
+    left = [slot.name for slot in twin.slots if _holds_gradient(slot)]
+    wrong = _attributed(twin, home, slots) if off else {}
+    twin.clear_gradients()
+    findings = [_calls_finding(twin.model, counts), *_accumulation_findings(twin, wrong, left)]
+    return _Second(findings, losses[0], checkpoints, calls)
+
+
+def _comparable(twin: Twin, home: Reading, waivers: Sequence[Waiver]) -> list[Slot]:
+    """Slots with a finite gradient that no waiver of kind `hook` names."""
+    named = [w for w in waivers if w.kind is WaiverKind.HOOK]
+    return [
+        slot
+        for slot in twin.slots
+        if home.finite_for(slot.name) and not any(covers(w, slot.name, slot.aliases) for w in named)
+    ]
+
+
+def _put_back(twin: Twin, home: Reading) -> None:
+    """Let `.grad` hold the gradients of `home`, in memory of its own."""
+    twin.clear_gradients()
+    for slot in twin.slots:
+        gradient = home.gradients[slot.name]
+        if gradient is not None:
+            leaf = slot.leaves[0]
+            complete = gradient.clone()
+            leaf.grad = torch.view_as_complex(complete) if leaf.is_complex() else complete
+
+
+def _holds_gradient(slot: Slot) -> bool:
+    return any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in slot.leaves)
+
+
+def _attributed(twin: Twin, home: Reading, slots: Sequence[Slot]) -> dict[str, list[str]]:
+    """Names of slots that do not repeat, do not scale and do not add up, each seen alone."""
+    twin.clear_gradients()
+    twin.backward(0)
+    drifting = differing(twin, home, slots, 1.0)
+    twin.clear_gradients()
+    twin.backward(0, scale=_SCALE)
+    scaled = differing(twin, home, slots, _SCALE)
+    _put_back(twin, home)
+    twin.backward(0)
+    doubled = differing(twin, home, slots, 2.0)
+    if drifting:
+        # Where a step does not repeat, sums and scales say nothing.
+        return {"repeats": drifting}
+    return {"scales": scaled, "adds": doubled}
+
+
+def _accumulation_findings(
+    twin: Twin, wrong: Mapping[str, list[str]], left: Sequence[str]
+) -> list[StepFinding]:
+    repeats, scales, adds = (list(wrong.get(k, ())) for k in ("repeats", "scales", "adds"))
+    faults = {
+        "accumulation_adds": (
+            adds,
+            "a second backward pass without zero_grad did not add to",
+            "something clears or rewrites .grad between passes",
+            "a second backward pass without zero_grad adds to every gradient",
+        ),
+        "loss_scale_linear": (
+            scales,
+            f"the loss times {_SCALE} did not scale",
+            "gradients are clipped or normalised before they are unscaled; do it before the "
+            "optimiser's step",
+            f"the loss times {_SCALE} scales every gradient by {_SCALE}",
+        ),
+        "zero_grad_repeats": (
+            [*repeats, *left],
+            "a second identical step gave other gradients: "
+            if repeats
+            else "zero_grad left gradients of",
+            "the model keeps state between steps" if repeats else "do not override zero_grad",
+            "zero_grad clears every gradient and an identical step repeats them",
+        ),
+    }
+    return [
+        finding(
+            name,
+            f"{what} {listed(names)}; {remedy}" if names else good,
+            passed=not names,
+            culprit=_owner(twin.model, names),
+        )
+        for name, (names, what, remedy, good) in faults.items()
+    ]
+
+
+def _owner(model: nn.Module, names: Sequence[str]) -> str | None:
+    """The module that holds all these parameters, unless that is the whole model."""
+    return (common_module(names) or None) if names else None
+
+
+def _calls_finding(model: nn.Module, counts: Mapping[str, tuple[int, int]]) -> StepFinding:
+    bypassed = [path for path, (entered, fired) in counts.items() if entered > fired]
+    detail = (
+        "forward was called directly, so that hooks were bypassed, on "
+        f"{listed(label(model, path) for path in bypassed)}; call the module instead"
+        if bypassed
+        else "every module's forward was entered by calling the module"
+    )
+    return finding(
+        "modules_called", detail, passed=not bypassed, culprit=next(iter(bypassed), None)
+    )
