@@ -7,6 +7,7 @@ called (and not a coroutine or a generator), and promise no other type than the 
 
 import inspect
 from collections.abc import Iterable, Iterator
+from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeGuard, get_origin, get_type_hints
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _returned(function: Any) -> type | None:
     except Exception:  # noqa: BLE001  an annotation may name, or do, anything
         return None
     kind = get_origin(hint) or hint
-    return kind if inspect.isclass(kind) and kind is not Any else None
+    return kind if inspect.isclass(kind) and kind not in (Any, UnionType) else None
 
 
 def _iterates(wanted: Any) -> bool:

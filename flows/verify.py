@@ -1,4 +1,4 @@
-"""``assay verify``: contract, gradients and source of a component, with neither data nor a server."""
+"""``assay verify``: contract, gradients and source of a component, without data or a server."""
 
 import contextlib
 import sys

@@ -159,7 +159,7 @@ pipeline = Pipeline(
         QualityGate(metric="roc_auc", minimum=0.65),
         QualityGate(metric="brier", maximum=0.25),
         QualityGate(metric="calibration_error", maximum=0.15),
-        SliceGate(metric="roc_auc", column="carrier", minimum=0.55, min_rows=200),
+        SliceGate(metric="roc_auc", column="carrier", minimum=0.55, min_rows=500),
         SliceGate(metric="roc_auc", column="origin", minimum=0.6, min_rows=200),
     ),
     metric="roc_auc",

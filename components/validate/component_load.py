@@ -20,6 +20,7 @@ from components.contract import instantiate
 from components.errors import AssayError, ConfigError
 from components.import_guard import is_library
 from components.pipeline import Pipeline, load_pipeline
+from components.pipeline_entries import pipeline_entries
 from components.plan import code_modules
 from components.train.run import build_model
 from components.validate.component_rows import synthetic_encoding
@@ -53,11 +54,17 @@ def load_component(target: str) -> Component:
     """
     module_name, colon, path = target.partition(":")
     if not colon:
+        if target not in (registered := pipeline_entries()):
+            raise ConfigError(
+                f"a component must be given as MODULE:NAME, or be a registered pipeline: "
+                f"{', '.join(registered) or '(none)'}; got {target!r}."
+            )
         with _own_code(f"pipeline {target!r}", "importable"):
             return _of_pipeline(target, load_pipeline(target))
     if not module_name or not path:
         raise ConfigError(
-            f"a component must be given as MODULE:NAME or as a pipeline's name; got {target!r}."
+            f"a component must be given as MODULE:NAME, with both of them; got {target!r}. Name a "
+            "class of a module, for example my_module:MyModel."
         )
     module = _import(module_name)
     found = _look_up(module, path)

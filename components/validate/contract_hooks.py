@@ -24,8 +24,10 @@ from components.validate.contract_report import (
     Rows,
     Subject,
     blamed,
+    clones,
     logits_of,
     named,
+    run_forward,
     serve,
 )
 from components.validate.gradient_report import Waiver
@@ -42,6 +44,9 @@ _MODULE_HOOKS = {
 _TENSOR_HOOK = "tensor hook"
 _ROUNDING = 1e-6
 """Largest difference, relative to the largest number, that is none."""
+
+
+_Ask = Callable[[Subject, Sequence["_Hook"], Sequence["_Hook"]], Rows | None]
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,25 @@ class _Hook:
 def hook_effects(subject: Subject) -> Iterable[Finding]:
     """Name every hook without which answers or gradients are others."""
     hooks = _hooks(subject.model)
+    named_already: list[_Hook] = []
     for what, ask in (("answers", _answers), ("gradients", _gradients)):
-        if not hooks or _agree(ask(subject, hooks, ()), ask(subject, hooks, hooks)):
-            continue
-        whole = ask(subject, hooks, ())
-        # Where none does it alone, all of them together do.
-        alone = [hook for hook in hooks if not _agree(whole, ask(subject, hooks, (hook,)))]
-        for hook in alone or hooks:
+        # A hook that changes answers changes gradients as well, and is named once.
+        hooks = [hook for hook in hooks if hook not in named_already]
+        for hook in _effective(subject, hooks, ask):
+            named_already.append(hook)
             if what == "answers" or not _excused(hook, subject.waivers):
                 yield _finding(hook, what)
+
+
+def _effective(subject: Subject, hooks: Sequence[_Hook], ask: _Ask) -> Sequence[_Hook]:
+    """Those without which the numbers are others; where none does it alone, all of them."""
+    if not hooks:
+        return ()
+    whole = ask(subject, hooks, ())
+    if _agree(whole, ask(subject, hooks, hooks)):
+        return ()
+    alone = [hook for hook in hooks if not _agree(whole, ask(subject, hooks, (hook,)))]
+    return alone or hooks
 
 
 def _finding(hook: _Hook, what: str) -> Finding:
@@ -114,7 +129,10 @@ def _gradients(subject: Subject, hooks: Sequence[_Hook], without: Sequence[_Hook
     model = _arranged(subject, True, hooks, without)
     try:
         with audit.isolated(), blamed(model, "backward"):
-            (logits,) = logits_of(model, subject.batches[0])
+            rows = clones(subject.batches[0])
+            for row in rows:  # or a backward hook of the first module would see no gradient
+                row.requires_grad_(row.is_floating_point())
+            logits = run_forward(model, rows)
             weights = torch.linspace(-1.0, 1.0, logits.numel()).reshape(logits.shape)
             if logits.requires_grad:
                 torch.autograd.backward((logits * weights.to(logits)).sum())

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from components.validate.gradient_lint import common_module, label
 from components.validate.gradient_locate import locate, locate_non_finite
 from components.validate.gradient_modes import Finding
 from components.validate.gradient_probe import LOOSE, STRICT, Outcome
 from components.validate.gradient_report import Cause, StepCheck, TensorCheck, Verdict
+from components.validate.gradient_step import StepOutcome
 from components.validate.gradient_twin import Twin
 
 _OUTCOMES = {
@@ -26,9 +28,11 @@ def assign_blame(
     checks: Sequence[StepCheck],
     hidden_owner: str | None,
     seed: int,
+    step: StepOutcome | None = None,
 ) -> tuple[str | None, str]:
     """Path of the module most likely at fault (None if none is), and the reason.
 
+    Wrong gradients come first, then hidden parameters, then checks of the training step (`step`).
     `tensors` are the findings after waivers, in the same order; `hidden_owner` is the module that
     holds an unregistered parameter. Replays modules only if some gradient is wrong.
     """
@@ -38,16 +42,29 @@ def assign_blame(
     excused = {t.cause for t in tensors if t.verdict is Verdict.WAIVED}
     wrong = [f for f in failing if f.cause is not Cause.UNUSED]
     if wrong:
+        if step is not None and step.hook_owner is not None and _all_hooked(wrong, step):
+            owner = label(twin.model, step.hook_owner)
+            return step.hook_owner, f"{headline}; without the hook of {owner} gradients differ"
         culprit = _replayed(twin, wrong, excused, seed)
+        if culprit is None and step is not None and step.culprit is not None:
+            return step.culprit, f"{headline}; {step.reason}"
         return culprit, f"{headline}; {_replay_clause(twin.model, culprit)}"
     if failing:
-        culprit = _common_module([f.slot.name for f in failing])
-        label = _label(twin.model, culprit)
-        return culprit, f"{headline}; the loss reads none of them, all lie in {label}"
+        culprit = common_module([f.slot.name for f in failing])
+        return culprit, (
+            f"{headline}; the loss reads none of them, all lie in {label(twin.model, culprit)}"
+        )
     if hidden_owner is not None:
-        label = _label(twin.model, hidden_owner)
-        return hidden_owner, f"{label} holds a parameter that is not registered"
+        owner = label(twin.model, hidden_owner)
+        return hidden_owner, f"{owner} holds a parameter that is not registered"
+    if step is not None and step.culprit is not None:
+        return step.culprit, step.reason
     return None, _without_culprit(tensors, checks)
+
+
+def _all_hooked(wrong: Sequence[Finding], step: StepOutcome) -> bool:
+    """True when hooks change every wrong gradient, so that no module need be replayed."""
+    return all(finding.slot.name in step.hooked for finding in wrong)
 
 
 def _replayed(twin: Twin, wrong: Sequence[Finding], excused: set[Cause], seed: int) -> str | None:
@@ -68,7 +85,7 @@ def _replay_clause(model: nn.Module, culprit: str | None) -> str:
             "no module is at fault when replayed alone, so look at loss_fn and at methods of the "
             "model other than forward"
         )
-    return f"{_label(model, culprit)} is at fault when replayed alone, with none of its children"
+    return f"{label(model, culprit)} is at fault when replayed alone, with none of its children"
 
 
 def _without_culprit(tensors: Sequence[TensorCheck], checks: Sequence[StepCheck]) -> str:
@@ -91,18 +108,3 @@ def _without_culprit(tensors: Sequence[TensorCheck], checks: Sequence[StepCheck]
 
 def _causes(failing: Sequence[Finding]) -> str:
     return ", ".join(sorted({finding.cause.value for finding in failing}))
-
-
-def _common_module(names: Sequence[str]) -> str:
-    """The innermost module path that contains every named parameter."""
-    shared = names[0].split(".")[:-1]
-    for name in names[1:]:
-        parts = name.split(".")[:-1]
-        equal = [a == b for a, b in zip(shared, parts, strict=False)]
-        shared = shared[: equal.index(False) if False in equal else len(equal)]
-    return ".".join(shared)
-
-
-def _label(model: nn.Module, path: str) -> str:
-    kind = type(model.get_submodule(path)).__name__
-    return f"'{path}' ({kind})" if path else f"the model itself ({kind})"

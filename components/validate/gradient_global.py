@@ -1,9 +1,10 @@
 """All tensors compared at once along one balanced direction, and bisection where that disagrees.
 
-Every tensor takes the step that it would take alone (`gradient_probe.first_step`), so that each
-is expected to contribute about the same to the derivative of the loss, and an error of relative
-size rho in one of P tensors shows as rho / sqrt(P) of the whole. The direction disagrees if any
-tensor does; halves of the set, cut between modules, lead to it in about 2 log2(P) comparisons.
+Every tensor takes a step at which its part of the derivative of the loss stands above rounding by
+the same factor, as far as steps are neither too short nor too long for that. So each contributes
+about the same, and an error of relative size rho in one of P tensors is rho / sqrt(P) of the whole.
+The direction disagrees if any tensor does; halves of the set, cut between modules, lead to it in
+about 2 log2(P) comparisons.
 
 Nothing is concluded from a disagreement alone: the tensors it leads to are compared one by one.
 """
@@ -19,7 +20,6 @@ from typing import final
 import torch
 
 from components.validate.gradient_probe import (
-    FIRST_SHARE,
     HIDING_SHARE,
     SHRINKAGE,
     Point,
@@ -32,8 +32,11 @@ from components.validate.gradient_probe import (
 )
 from components.validate.gradient_slots import Reading, Slot, generator_for
 
+# Rounding as a share of what one tensor contributes; many tensors together may take short steps,
+# and should, because every one of them brings its kinks.
+_SHARE = 1e-6
 # Relative steps within the balanced direction: below, rounding of the weights would show.
-_SHORTEST, _LONGEST = 1e-9, 1e-3
+_SHORTEST, _LONGEST = 1e-9, 3e-5
 # For tensors without a gradient, where no other tensor has one either.
 _UNKNOWN_STEP = 1e-5
 # The direction is tried again at these shares, as kinks get rarer with the step.
@@ -47,18 +50,20 @@ def find_suspects(
 
     None, after two forwards, if it agrees at the first point.
     """
-    agreements = 0
+    agreements, disagreements = 0, 0
     for place, point in enumerate(points if slots else ()):
         with point.settled() as reading:
             sound = [slot for slot in slots if reading.finite_for(slot.name)]
             balance = Balance(point, reading, precision, seed + place)
-            if not sound or balance.agreement(sound):
+            if sound and balance.agreement(sound):
                 agreements += 1
-            elif place > agreements:
-                return balance.narrowed(sound)
-        if agreements > place or agreements == 2:
-            break
-    return []
+            elif sound:
+                disagreements += 1
+                if disagreements == 2:
+                    return balance.narrowed(sound)
+        if agreements == 2 or agreements > disagreements:
+            return []
+    return list(slots) if disagreements > agreements else []
 
 
 @final
@@ -103,7 +108,7 @@ class Balance:
         return found
 
     def _steps(self, slots: Sequence[Slot]) -> list[float]:
-        floor = rounding_floor(self.reading, self.precision) / FIRST_SHARE
+        floor = rounding_floor(self.reading, self.precision) / _SHARE
         gradients = (self.reading.gradients[slot.name] for slot in slots)
         slopes = [expected_slope(s, g) for s, g in zip(slots, gradients, strict=True)]
         steps = [

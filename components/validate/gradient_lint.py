@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import combinations
@@ -33,6 +34,8 @@ EXCUSES: Mapping[WaiverKind, frozenset[Cause]] = {
     WaiverKind.HOOK: frozenset({Cause.MISMATCH, Cause.BROKEN_PATH, Cause.SURROGATE}),
     WaiverKind.COPY: frozenset(),
 }
+# Names of parameters in torch's own layers; with other endings pruning keeps masks in buffers.
+_LAYER_PARAMETERS = re.compile(r"(in_proj_)?(weight|bias)(_[ih]h_l\d+(_reverse)?)?")
 # Kinds that only checks of the training step can find in use.
 _STEP_KINDS = frozenset({WaiverKind.ROWS, WaiverKind.HOOK, WaiverKind.COPY})
 # Fewer distinct values than this are a pattern (zeros, ones, an identity), not a copy.
@@ -62,16 +65,33 @@ def finding(
 
 
 def hidden_parameters(model: nn.Module) -> tuple[StepCheck, str | None]:
-    """Leaf tensors that require grad but are not registered, with the last owner's path."""
-    hidden = [s for s in stray_tensors(model) if s.tensor.requires_grad and s.tensor.is_leaf]
+    """Tensors that should be parameters but are not, with the last owner's path.
+
+    Leaves that require grad, in plain attributes or buffers, and weights of torch's own layers.
+    """
+    strays = (s for s in stray_tensors(model) if s.tensor.requires_grad and s.tensor.is_leaf)
+    hidden = [*((s.path, s.owner) for s in strays), *_misplaced(model)]
     detail = (
-        f"not registered: {listed(s.path for s in hidden)}; use nn.Parameter attributes, "
-        "nn.ParameterList or nn.ModuleList"
+        f"not registered as parameters: {listed(path for path, _ in hidden)}; use nn.Parameter "
+        "attributes, nn.ParameterList or nn.ModuleList"
         if hidden
         else "every tensor that requires grad is a registered parameter"
     )
-    owner = hidden[-1].owner if hidden else None
+    owner = hidden[-1][1] if hidden else None
     return StepCheck(name="parameters_registered", passed=not hidden, detail=detail), owner
+
+
+def _misplaced(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Buffers (name, path of the module) that are trained, or hold the weight of a layer."""
+    for path, module in model.named_modules():
+        kinds = [k for k in type(module).__mro__ if k.__module__.startswith("torch.nn.modules.")]
+        is_layer = bool(kinds) and kinds[0] is not nn.Module
+        # A weighted loss keeps its class weights in a buffer.
+        is_layer = is_layer and not isinstance(module, nn.modules.loss._Loss)
+        for name, buffer in module.named_buffers(recurse=False):
+            trained = buffer.requires_grad and buffer.is_leaf
+            if trained or (is_layer and _LAYER_PARAMETERS.fullmatch(name)):
+                yield (f"{path}.{name}" if path else name), path
 
 
 def frozen_tensors(model: nn.Module, waivers: Sequence[Waiver]) -> list[TensorCheck]:
@@ -99,12 +119,7 @@ def freezes_declared(frozen: Sequence[TensorCheck]) -> StepCheck:
 
 def modes_consistent(model: nn.Module, waivers: Sequence[Waiver]) -> StepCheck:
     """Passes when all modules share the model's train/eval mode, or are waived by path."""
-    odd = [
-        path
-        for path, module in model.named_modules()
-        if module.training != model.training
-        and not any(w.kind is WaiverKind.MODE and fnmatchcase(path, w.tensor) for w in waivers)
-    ]
+    odd = _odd_modes(model, waivers)
     mode = mode_name(model.training)
     detail = (
         f"the model is in {mode} mode but these are not: {listed(odd)}; "
@@ -113,6 +128,34 @@ def modes_consistent(model: nn.Module, waivers: Sequence[Waiver]) -> StepCheck:
         else f"all modules are in {mode} mode or waived"
     )
     return StepCheck(name="modes_consistent", passed=not odd, detail=detail)
+
+
+def structural_fault(
+    model: nn.Module, rewritten: Collection[str], waivers: Sequence[Waiver]
+) -> tuple[str, str] | None:
+    """Where mode, freezing or a parameter that forward wrote to is undeclared: module, reason."""
+    written = [name for name in rewritten if not any(covers(w, name) for w in waivers)]
+    if written:
+        owner = common_module(written)
+        return owner, f"forward or backward wrote to parameters of {label(model, owner)}"
+    odd = _odd_modes(model, waivers)
+    if odd:
+        mode = mode_name(not model.training)
+        return odd[0], f"{label(model, odd[0])} is in {mode} mode, unlike the model"
+    frozen = [t.name for t in frozen_tensors(model, waivers) if t.verdict is Verdict.FAIL]
+    if frozen:
+        owner = common_module(frozen)
+        return owner, f"parameters of {label(model, owner)} are frozen without a waiver"
+    return None
+
+
+def _odd_modes(model: nn.Module, waivers: Sequence[Waiver]) -> list[str]:
+    named = [w.tensor for w in waivers if w.kind is WaiverKind.MODE]
+    return [
+        path
+        for path, module in model.named_modules()
+        if module.training != model.training and not any(fnmatchcase(path, glob) for glob in named)
+    ]
 
 
 def optimizer_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> StepCheck:
@@ -181,22 +224,26 @@ def mode_name(training: bool) -> str:
     return "train" if training else "eval"
 
 
-def eval_reaches_modules(model: nn.Module, waivers: Sequence[Waiver]) -> StepFinding:
+def eval_reaches_modules(
+    model: nn.Module, switched: Sequence[str], waivers: Sequence[Waiver]
+) -> StepFinding:
     """Passes when `eval()` on a copy of the model reaches every module, or waivers name the rest.
 
-    A module whose train() does nothing keeps dropping units or averaging batches at prediction.
+    `switched` are modules that an evaluation in eval mode put back into train mode. In train mode
+    a module keeps dropping units and averaging over batches at prediction.
     """
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     stuck = [path for path, module in model.named_modules() if module.training]
+    stuck += [path for path in switched if path not in stuck]
     for module, training in flags:
         module.training = training
     named = {w: [p for p in stuck if fnmatchcase(p, w.tensor)] for w in waivers}
     used = [w for w, paths in named.items() if w.kind is WaiverKind.MODE and paths]
     open_paths = [p for p in stuck if not any(p in named[w] for w in used)]
     detail = (
-        f"still in train mode after eval() on the model: {listed(open_paths)}; "
-        "train(mode) must pass mode on, or waive them with kind 'mode'"
+        f"in train mode though the model is in eval mode: {listed(open_paths)}; train(mode) must "
+        "pass mode on and forward must not set it, or waive them with kind 'mode'"
         if open_paths
         else "eval() on the model reaches every module that is not waived"
     )

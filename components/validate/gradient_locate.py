@@ -33,7 +33,18 @@ from components.validate.gradient_slots import Reading, Slot, generator_for, pad
 from components.validate.gradient_survey import decide, reads_none, survey
 from components.validate.gradient_twin import Twin
 
-_VARIANTS = 3
+# Nudged points first: behind a zero-initialised layer only they show anything.
+_VARIANTS = (1, 2, 0)
+# What a module may raise when it is run without what its caller had prepared for it.
+_MISHAPS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # Calls of one module that are kept: the first ones and the last ones.
 _FIRST_CALLS, _LAST_CALLS = 4, 4
 
@@ -108,6 +119,46 @@ def locate(
     return None
 
 
+def reaches_output(twin: Twin, slot: Slot, batch: int, seed: int) -> bool:
+    """True when a large step of the slot changes what the outermost modules return.
+
+    A loss may be blind to a tensor that the model does use: a shift of all scores cancels in a
+    difference of scores.
+    """
+    given = slot.values().clone()
+    before = _outermost_outputs(twin, batch)
+    slot.values().add_(slot.normal(generator_for(seed)) * (1 + float(given.abs().max())))
+    try:
+        after = _outermost_outputs(twin, batch)
+    finally:
+        slot.values().copy_(given)
+    pairs = zip(before, after, strict=False)
+    return len(before) != len(after) or not all(torch.equal(a, b) for a, b in pairs)
+
+
+def _outermost_outputs(twin: Twin, batch: int) -> list[Tensor]:
+    outputs: list[Tensor] = []
+    depth = [0]
+
+    def enter(*_: Any) -> None:
+        depth[0] += 1
+
+    def leave(_module: nn.Module, _args: Any, given: Any) -> None:
+        depth[0] -= 1
+        if depth[0] == 0:
+            outputs.extend(tensor.detach().clone() for tensor in tensors_in(given))
+
+    modules = [m for m in twin.model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    handles = [m.register_forward_pre_hook(enter, prepend=True) for m in modules]
+    handles += [m.register_forward_hook(leave) for m in modules]
+    try:
+        twin.value(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
 def locate_non_finite(twin: Twin, batch: int, seed: int) -> str | None:
     """Path of the last module that turns finite inputs into a NaN or infinite result or gradient.
 
@@ -166,8 +217,7 @@ class _Search:
             try:
                 if self._fails(call):
                     failing.append(call)
-            except Exception:
-                # User code of any kind, run without what its caller had prepared for it.
+            except _MISHAPS:
                 unknown = True
         return failing, unknown
 
@@ -175,7 +225,7 @@ class _Search:
         slots = _replay_slots(call)
         points = [
             Replay(self._twin, call, slots, self._seed, v, every_output=self._every_output)
-            for v in range(_VARIANTS)
+            for v in _VARIANTS
         ]
         suspects = self._suspects(slots, points)
         found = survey(points, suspects, self._precision, generator_for(self._seed))

@@ -6,12 +6,13 @@ The cheapest plan that leaves nothing out: each slot alone in one mode, all toge
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 
 from components.validate.gradient_global import Balance, find_suspects
+from components.validate.gradient_locate import reaches_output
 from components.validate.gradient_points import Errors, LossPoint
 from components.validate.gradient_probe import (
     AGREEMENTS,
@@ -102,6 +103,15 @@ class _Plan:
         self.in_away_only = shown[False] - shown[True] if self.both else set()
         self.in_neither = {s.name for s in twin.slots} - shown[True] - self.in_away_only
 
+    def excused_if_blind(self, finding: Finding) -> Finding:
+        """A pass where the loss is blind to a tensor that is on its graph and changes outputs."""
+        connected = self._readings[True].gradients[finding.slot.name] is not None
+        if finding.cause is not Cause.UNUSED or not connected:
+            return finding
+        self.twin.set_mode(True)
+        blind = reaches_output(self.twin, finding.slot, finding.batch, self.seed)
+        return replace(finding, verdict=Verdict.PASS, cause=Cause.NONE) if blind else finding
+
     def points(self, training: bool) -> list[LossPoint]:
         """The three points of one mode, with their own record of noise and rounding."""
         first, errors = self._readings[training], Errors()
@@ -183,7 +193,8 @@ def _behind_nothing(
             suspects = [] if balance.agreement(woken) else balance.narrowed(woken)
         settled = {slot.name for slot in woken} - {slot.name for slot in suspects}
         alone = [slot for slot in unseen if slot.name not in settled]
-    return found + _alone(plan, alone, order, training=True, enough=_AGREED_OR_NOISY)
+    found += _alone(plan, alone, order, training=True, enough=_AGREED_OR_NOISY)
+    return [plan.excused_if_blind(finding) for finding in found]
 
 
 _AGREED_OR_NOISY = AGREEMENTS | {Outcome.NOISY}

@@ -1,10 +1,10 @@
 """The optimiser's step on copies, compared with the update that its rule asks for.
 
 The measured gradients are put on copies of the parameters, and a copy of the optimiser steps. For
-a class of torch.optim the expected update of each parameter is that of the same class, alone, in
-its plain implementation (foreach=False, fused=False) and without step hooks; so a parameter that
-is skipped, updated twice, clipped or changed by a hook is seen. For a step of the user's own there
-is no reference: every parameter with a gradient must move and stay finite.
+a class of torch.optim, or one derived from it, the expected update of each parameter is that of
+torch's class on it alone, in its plain implementation (foreach=False, fused=False) and without
+step hooks; so a parameter that is skipped, updated twice, clipped or changed by a hook is seen.
+For other classes there is no reference: every parameter with a gradient must move and stay finite.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.validate.gradient_lint import StepFinding, finding, listed
-from components.validate.gradient_slots import Reading
+from components.validate.gradient_lint import StepFinding, covers, finding, listed
+from components.validate.gradient_report import Waiver, WaiverKind
+from components.validate.gradient_slots import Reading, Slot
 from components.validate.gradient_twin import Twin
 
 _NAME = "optimizer_updates"
 # Relative difference of an update, and the unit roundoffs of the parameter beside it.
 _UPDATE_BOUND, _ULPS = 1e-3, 8.0
+# Share of the largest gradient below which one is rounding.
+_NEGLIGIBLE = 1e-9
 # A step of the user's own may collect gradients over some steps before it moves anything.
 _PATIENCE = 8
 _ROUNDS = 2
@@ -60,11 +63,16 @@ class _Entry:
 
 
 def optimizer_updates(
-    model: nn.Module, optimizer: torch.optim.Optimizer, home: Reading, twin: Twin
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    home: Reading,
+    twin: Twin,
+    waivers: Sequence[Waiver],
 ) -> StepFinding:
-    """Passes when a step moves every parameter as expected; the given ones are never touched.
+    """Passes when a step moves every parameter as expected and zero_grad clears what is left.
 
-    Memory: the copies of the parameters and of the optimiser's state.
+    A waiver of kind `hook` excuses the parameters that it names. The given objects are never
+    stepped. Memory: the copies of the parameters and of the optimiser's state.
     """
     if not home.finite:
         return finding(_NAME, "not applicable: some gradients are not finite")
@@ -73,21 +81,29 @@ def optimizer_updates(
             stepper, copies = _copied(model, optimizer)
             entries = _entries(model, stepper, copies, home, twin)
             faults = _stepped(stepper, optimizer, entries)
+            faults |= _not_cleared(stepper, entries)
         except _NotApplicableError as reason:
             return finding(_NAME, f"not applicable: {reason}")
-    if not faults:
+    excuses = [w for w in waivers if w.kind is WaiverKind.HOOK]
+    used = [w for w in excuses if any(covers(w, name) for name in faults)]
+    open_faults = {n: why for n, why in faults.items() if not any(covers(w, n) for w in excuses)}
+    if not open_faults:
         kind = type(optimizer).__name__
-        return finding(_NAME, f"a step of {kind} moves {len(entries)} parameters as expected")
-    said = listed(f"{name} {why}" for name, why in faults.items())
-    detail = f"{said}; look at the optimiser's step, its hooks and its parameter groups"
-    return finding(_NAME, detail, passed=False)
+        detail = f"a step of {kind} moves {len(entries)} parameters as expected or declared"
+        return finding(_NAME, detail, in_use=used)
+    said = listed(f"{name} {why}" for name, why in open_faults.items())
+    detail = (
+        f"{said}; look at the optimiser's step, its hooks, zero_grad and parameter groups, or "
+        "waive these with kind 'hook'"
+    )
+    return finding(_NAME, detail, passed=False, in_use=used)
 
 
 def _stepped(
     stepper: torch.optim.Optimizer, given: torch.optim.Optimizer, entries: Sequence[_Entry]
 ) -> dict[str, str]:
     """What is wrong, by name of the parameter."""
-    rule = _torch_rule(stepper)
+    rule = _torch_rule(type(stepper))
     if rule is None:
         return _moved(stepper, entries)
     faults: dict[str, str] = {}
@@ -99,6 +115,13 @@ def _stepped(
                 if not _agrees(entry, expected):
                     faults[entry.name] = _described(entry, expected)
     return faults
+
+
+def _not_cleared(stepper: torch.optim.Optimizer, entries: Sequence[_Entry]) -> dict[str, str]:
+    stepper.zero_grad()
+    gradients = {entry.name: entry.copied.grad for entry in entries}
+    left = [name for name, g in gradients.items() if g is not None and bool(g.any())]
+    return dict.fromkeys(left, "keeps its gradient after the optimiser's zero_grad")
 
 
 def _described(entry: _Entry, expected: Tensor) -> str:
@@ -165,20 +188,11 @@ def _expected(
     return alone.detach()
 
 
-def _torch_rule(stepper: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | None:
-    """The class of torch.optim whose own step this is; None for a step of the user's own."""
-    if "step" in vars(stepper):
-        return None
-    for kind in type(stepper).__mro__:
-        if f"{kind.__module__}.".startswith("torch.optim.") and kind is not torch.optim.Optimizer:
-            return kind if _plain_step(type(stepper)) is _plain_step(kind) else None
-    return None
-
-
-def _plain_step(kind: type[torch.optim.Optimizer]) -> object:
-    # The first instance of a class has its step wrapped to run hooks, on that class only.
-    step = kind.step
-    return getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
+def _torch_rule(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer] | None:
+    """The class of torch.optim that this one is or derives from; None if there is none."""
+    rules = (k for k in kind.__mro__ if f"{k.__module__}.".startswith("torch.optim."))
+    rule = next((k for k in rules if issubclass(k, torch.optim.Optimizer)), None)
+    return None if rule is torch.optim.Optimizer else rule
 
 
 def _step_on(stepper: torch.optim.Optimizer, entries: Sequence[_Entry]) -> None:
@@ -240,7 +254,7 @@ def _entries(
 ) -> list[_Entry]:
     groups = {id(p): group for group in stepper.param_groups for p in group["params"]}
     # Two parameters that share storage are moved twice, which has no simple reference.
-    measured = {s.name: home.gradients[s.name] for s in twin.slots if len(s.leaves) == 1}
+    measured = {s.name: _visible(s, home) for s in twin.slots if len(s.leaves) == 1}
     shared = {n for s in twin.slots if len(s.leaves) > 1 for n in (s.name, *s.aliases)}
     tables = (m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)))
     sparse = {id(table.weight) for table in tables if table.sparse}
@@ -253,6 +267,19 @@ def _entries(
     ]
 
 
+def _visible(slot: Slot, home: Reading) -> Tensor | None:
+    """The measured gradient, or a random one where it is zero but for rounding.
+
+    The optimiser cannot know the difference, and a skipped update of nothing is not seen.
+    """
+    gradient = home.gradients[slot.name]
+    sizes = (float(g.norm()) / g.numel() ** 0.5 for g in home.gradients.values() if g is not None)
+    largest = max(sizes, default=0.0)
+    if gradient is None or float(gradient.norm()) > _NEGLIGIBLE * largest * gradient.numel() ** 0.5:
+        return gradient
+    return largest * slot.normal(torch.Generator().manual_seed(0))
+
+
 @contextmanager
 def _guarded(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Put parameters, gradients and group options back; keep the random state.
@@ -260,7 +287,7 @@ def _guarded(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Non
     A hook or a step of the user's own may close over the objects that it was written for.
     """
     tensors = list(model.parameters())
-    foreign = _torch_rule(optimizer) is None or any(
+    foreign = _torch_rule(type(optimizer)) is not type(optimizer) or any(
         vars(optimizer).get(kind)
         for kind in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     )

@@ -38,9 +38,10 @@ from components.validate.gradient_slots import Reading, Slot
 
 STEP_FLOOR = 0.05
 ROUNDING_UNITS = 50.0
-# The first step is the shortest at which the rounding floor is this share of the derivative.
-FIRST_SHARE = 1e-7
-SHORTEST, USUAL, LONGEST = 1e-8, 1e-4, 1e-2
+# The first step is the shortest at which the rounding floor is this share of the derivative; only
+# where that asks for too long a step, the larger share will do.
+FIRST_SHARE, LARGER_SHARE = 1e-7, 1e-5
+SHORTEST, USUAL, LONGEST = 1e-8, 1e-4, 1e-3
 # After a disagreement, a floor above this share of the derivative hides what is sought.
 HIDING_SHARE = 0.01
 # A smaller step acquits only if the error fell at least this much faster than the step did.
@@ -204,8 +205,7 @@ def expected_slope(slot: Slot, gradient: Tensor | None) -> float:
 def first_step(slope: float, reading: Reading, precision: Precision) -> float:
     """The relative step h to begin with, for a tensor of that expected slope.
 
-    The shortest at which rounding is a share of 1e-7. Where that is beyond the usual longest, the
-    step grows only as far as its own error, of the order of h^2, stays as small as rounding.
+    Rounding is to be a share of 1e-7 of the derivative; where steps get long, 1e-5 is enough.
     """
     floor = rounding_floor(reading, precision)
     if not precision.adaptive or not 0.0 < slope < math.inf or floor == 0.0:
@@ -213,7 +213,7 @@ def first_step(slope: float, reading: Reading, precision: Precision) -> float:
     shortest = floor / (FIRST_SHARE * slope)
     if shortest <= USUAL:
         return max(shortest, SHORTEST)
-    return min(max(math.cbrt(floor / slope), USUAL), LONGEST)
+    return min(max(floor / (LARGER_SHARE * slope), USUAL), LONGEST)
 
 
 def is_visible(slot: Slot, reading: Reading, precision: Precision) -> bool:

@@ -45,7 +45,7 @@ class WaiverKind(StrEnum):
     stop_gradient  a deliberate detach
     mode           a module kept in another train/eval mode than the model (names a module)
     rows           rows that interact, or a first axis that is not the batch (names a module)
-    hook           a parameter whose gradient a hook changes
+    hook           a parameter whose gradient or update a hook or a special optimiser changes
     copy           two parameters that start with equal values
     """
 

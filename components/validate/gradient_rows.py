@@ -41,8 +41,12 @@ _SPLITS = (slice(0, 1), slice(1, None))
 # How far a loss may be from its rows' mean or sum, and, relative to the norms summed, a gradient
 # along one direction. The last is for both where numbers below float64 are inside.
 _LOSS_BOUND, _GRADIENT_BOUND, _LOWERED_BOUND = 1e-9, 1e-7, 1e-2
+# Share of the largest gradient norm that may be rounding: a key's bias in attention, or one before
+# a normalisation, has a gradient that is zero but for it.
+_ROUNDING_SHARE = 1e-11
 # Waivers of tensors whose gradient is not the derivative of the loss on purpose.
 _UNTRUE = frozenset({WaiverKind.HOOK, WaiverKind.SURROGATE, WaiverKind.STOP_GRADIENT})
+_TWICE = "mean, divided by the number of rows"
 _NAMES = ("rows_independent", "batch_sizes", "accumulation_unequal")
 
 
@@ -141,8 +145,16 @@ def _sizes(
         return finding(name, why)
     if raised:
         part, path = raised[0]
+        # Shapes that a module upstream spoiled raise further down.
+        lost = _lost_axis(traced(twin, slice(None)), traced(twin, part.rows))
+        path = path if lost is None else lost[0]
         message = (str(part.error).strip().splitlines() or ["no message"])[0]
-        what = f"{label(twin.model, path)} raised {type(part.error).__name__}: {message}"
+        lost_words = (
+            "" if lost is None else f" gives shape {lost[2]}, not {lost[1]}, then the model"
+        )
+        what = (
+            f"{label(twin.model, path)}{lost_words} raised {type(part.error).__name__}: {message}"
+        )
         return _size_fault(part, path, what, excuses)
     for part in parts:
         lost = _lost_axis(calls, part.calls)
@@ -196,6 +208,12 @@ def _accumulation(
     ]
     batch = Part(slice(None), count, whole.loss, projections=projections(twin, whole.gradients))
     reduction, wrong = _additivity(twin, batch, parts, slots)
+    if reduction == _TWICE:
+        detail = (
+            f"the loss is the mean over rows, divided by the number of rows ({count}) once more; "
+            "take the mean once"
+        )
+        return finding(name, detail, passed=False)
     if not reduction:
         return finding(
             name,
@@ -221,15 +239,15 @@ def _additivity(
         return "", []
     bound = _LOWERED_BOUND if twin.lowered else _LOSS_BOUND
     found: tuple[str, list[str]] = ("", [])
-    for reduction in ("sum", "mean"):
-        weights = [part.size / part.count if reduction == "mean" else 1.0 for part in parts]
+    for power, reduction in enumerate(("sum", "mean", _TWICE)):
+        weights = [(part.size / part.count) ** power for part in parts]
         losses = [w * part.loss for w, part in zip(weights, parts, strict=True)]
         if abs(whole.loss - sum(losses)) <= bound * (abs(whole.loss) + sum(map(abs, losses))):
             wrong = [s.name for s in slots if not _adds(twin, s.name, whole, parts, weights)]
             # Both hold where losses vanish; the one whose gradients add is meant.
             if not wrong:
                 return reduction, []
-            found = (reduction, wrong)
+            found = (reduction, wrong) if reduction != _TWICE else found
     return found
 
 
@@ -237,10 +255,11 @@ def _adds(
     twin: Twin, name: str, whole: Part, parts: Sequence[Part], weights: Sequence[float]
 ) -> bool:
     gap, size = whole.projections[name]
+    floor = _ROUNDING_SHARE * max(norm for _, norm in whole.projections.values())
     for weight, part in zip(weights, parts, strict=True):
         product, norm = part.projections[name]
         gap, size = gap - weight * product, size + weight * norm
-    return abs(gap) <= (_LOWERED_BOUND if twin.lowered else _GRADIENT_BOUND) * size
+    return abs(gap) <= (_LOWERED_BOUND if twin.lowered else _GRADIENT_BOUND) * size + floor
 
 
 def _confirmed(twin: Twin, wrong: Sequence[str], slots: Sequence[Slot]) -> list[str]:

@@ -25,15 +25,16 @@ from components.validate.gradient_lint import (
     label,
     listed,
     optimizer_covers,
+    structural_fault,
 )
 from components.validate.gradient_optimizer import optimizer_updates
 from components.validate.gradient_parts import OuterCall, outer_calls
-from components.validate.gradient_recompute import watched_checkpoints
+from components.validate.gradient_recompute import plain_checkpoints, watched_checkpoints
 from components.validate.gradient_report import StepCheck, Waiver, WaiverKind
 from components.validate.gradient_rows import row_checks
 from components.validate.gradient_slots import Reading, Slot
 from components.validate.gradient_twin import Twin
-from components.validate.gradient_unhooked import differing, hooks_and_checkpoints
+from components.validate.gradient_unhooked import HOOKS, differing, hooks_and_checkpoints
 
 # A power of two: scaling by it is exact.
 _SCALE = 0.25
@@ -86,33 +87,52 @@ def step_checks(
     second = _second_backward(twin, home, waivers, record=not training)
     hooks, changed = hooks_and_checkpoints(twin, home, second.checkpoints, waivers)
     twin.set_mode(not training)
+    before = _in_train_mode(twin.model)
     with outer_calls(twin.model) as other_calls:
         away = _settled_reading(twin)
+    switched = [path for path in _in_train_mode(twin.model) if path not in before]
     whole, calls = (away, other_calls) if training else (home, second.calls)
     twin.set_mode(False)
     found = [
         *second.findings,
         *hooks,
         *row_checks(twin, whole, calls, waivers),
-        eval_reaches_modules(twin.model, waivers),
+        eval_reaches_modules(twin.model, switched, waivers),
         copied_ties(model, waivers),
     ]
     twin.set_mode(training)
     twin.clear_gradients()
     if optimizer is not None:
         found.append(StepFinding(optimizer_covers(model, optimizer)))
-        found.append(optimizer_updates(model, optimizer, home, twin))
-    worst = min((f for f in found if not f.check.passed), key=_precedence, default=None)
+        found.append(optimizer_updates(model, optimizer, home, twin, waivers))
+    culprit, reason = _blame(twin, model, found, waivers)
     return StepOutcome(
         checks=tuple(f.check for f in found),
         loss=second.loss,
         away=away,
-        culprit=worst.culprit if worst else None,
-        reason=f"the check {worst.check.name} failed: {worst.check.detail}" if worst else "",
+        culprit=culprit,
+        reason=reason,
         in_use=frozenset().union(*(f.in_use for f in found)),
         hooked=frozenset(changed),
-        hook_owner=next((f.culprit for f in hooks if f.culprit is not None), None),
+        hook_owner=next((f.culprit for f in hooks if f.check.name == HOOKS), None),
     )
+
+
+def _blame(
+    twin: Twin, model: nn.Module, found: Sequence[StepFinding], waivers: Sequence[Waiver]
+) -> tuple[str | None, str]:
+    worst = min((f for f in found if not f.check.passed), key=_precedence, default=None)
+    if worst is None or worst.culprit is None:
+        fault = structural_fault(model, twin.rewritten, waivers)
+        if fault is not None:
+            return fault
+    if worst is None:
+        return None, ""
+    return worst.culprit, f"the check {worst.check.name} failed: {worst.check.detail}"
+
+
+def _in_train_mode(model: nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if module.training]
 
 
 def _precedence(failed: StepFinding) -> tuple[bool, int]:
@@ -123,10 +143,8 @@ def _precedence(failed: StepFinding) -> tuple[bool, int]:
 
 def _settled_reading(twin: Twin) -> Reading:
     reading = twin.reading(0)
-    clean = not twin.rewritten
-    twin.note_rewrites()
     # Weights changed under this reading; the next one is protected.
-    return twin.reading(0) if clean and twin.rewritten else reading
+    return twin.reading(0) if twin.note_rewrites() else reading
 
 
 @dataclass(frozen=True)
@@ -152,10 +170,14 @@ def _second_backward(
         calls = stack.enter_context(outer_calls(twin.model)) if record else []
         counts = count_calls(twin.model, call)
     slots = _comparable(twin, home, waivers)
-    off = differing(twin, home, slots, 1 + _SCALE)
+    if checkpoints and _bypassed(counts):
+        # Recomputing calls functions of modules, not the modules.
+        with plain_checkpoints():
+            counts = count_calls(twin.model, lambda: twin.value(0))
+    odd = differing(twin, home, slots, 1 + _SCALE)
     twin.model.zero_grad()
     left = [slot.name for slot in twin.slots if _holds_gradient(slot)]
-    wrong = _attributed(twin, home, slots) if off else {}
+    wrong = _attributed(twin, home, slots, odd) if odd else {}
     twin.clear_gradients()
     findings = [_calls_finding(twin.model, counts), *_accumulation_findings(twin, wrong, left)]
     return _Second(findings, losses[0], checkpoints, calls)
@@ -186,68 +208,72 @@ def _holds_gradient(slot: Slot) -> bool:
     return any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in slot.leaves)
 
 
-def _attributed(twin: Twin, home: Reading, slots: Sequence[Slot]) -> dict[str, list[str]]:
-    """Names of slots that do not repeat, do not scale and do not add up, each seen alone."""
-    twin.clear_gradients()
-    twin.backward(0)
-    drifting = differing(twin, home, slots, 1.0)
-    twin.clear_gradients()
-    twin.backward(0, scale=_SCALE)
-    scaled = differing(twin, home, slots, _SCALE)
+def _attributed(
+    twin: Twin, home: Reading, slots: Sequence[Slot], odd: list[str]
+) -> dict[str, list[str]]:
+    """Names of slots that do not repeat, do not scale and do not add up, each seen alone.
+
+    `odd` are those that did not do all of it in one pass.
+    """
+
+    def apart(scale: float = 1.0) -> list[str]:
+        twin.clear_gradients()
+        twin.backward(0, scale=scale)
+        return differing(twin, home, slots, scale)
+
+    # The first and the last are alike, in case that every other step differs.
+    drifting, scaled = apart(), apart(_SCALE)
     _put_back(twin, home)
     twin.backward(0)
     doubled = differing(twin, home, slots, 2.0)
-    if drifting:
+    drifting = drifting or apart()
+    if drifting or not (scaled or doubled):
         # Where a step does not repeat, sums and scales say nothing.
-        return {"repeats": drifting}
+        return {"repeats": drifting or odd}
     return {"scales": scaled, "adds": doubled}
 
 
 def _accumulation_findings(
     twin: Twin, wrong: Mapping[str, list[str]], left: Sequence[str]
 ) -> list[StepFinding]:
-    repeats, scales, adds = (list(wrong.get(k, ())) for k in ("repeats", "scales", "adds"))
-    faults = {
-        "accumulation_adds": (
-            adds,
-            "a second backward pass without zero_grad did not add to",
-            "something clears or rewrites .grad between passes",
-            "a second backward pass without zero_grad adds to every gradient",
-        ),
-        "loss_scale_linear": (
-            scales,
-            f"the loss times {_SCALE} did not scale",
-            "gradients are clipped or normalised before they are unscaled; do it before the "
-            "optimiser's step",
-            f"the loss times {_SCALE} scales every gradient by {_SCALE}",
-        ),
-        "zero_grad_repeats": (
-            [*repeats, *left],
-            "a second identical step gave other gradients: "
-            if repeats
-            else "zero_grad left gradients of",
-            "the model keeps state between steps" if repeats else "do not override zero_grad",
-            "zero_grad clears every gradient and an identical step repeats them",
-        ),
-    }
+    repeats, scales, adds = (wrong.get(kind, []) for kind in ("repeats", "scales", "adds"))
+    added = (
+        f"a second backward pass without zero_grad did not add to {listed(adds)}; something clears "
+        "or rewrites .grad between passes"
+        if adds
+        else "a second backward pass without zero_grad adds to every gradient"
+    )
+    scaled = (
+        f"the loss times {_SCALE} did not scale {listed(scales)}; gradients are clipped or "
+        "normalised before they are unscaled, do it right before the optimiser's step"
+        if scales
+        else f"the loss times {_SCALE} scales every gradient by {_SCALE}"
+    )
+    repeated = "zero_grad clears every gradient and an identical step repeats them"
+    if left:
+        repeated = f"zero_grad left the gradients of {listed(left)}; do not override it"
+    elif repeats:
+        repeated = f"an identical step changed the gradients of {listed(repeats)}; keep no state"
+    # zero_grad is the model's own method.
+    keeper = "" if left else _owner(repeats)
     return [
-        finding(
-            name,
-            f"{what} {listed(names)}; {remedy}" if names else good,
-            passed=not names,
-            culprit=_owner(twin.model, names),
-        )
-        for name, (names, what, remedy, good) in faults.items()
+        finding("accumulation_adds", added, passed=not adds, culprit=_owner(adds)),
+        finding("loss_scale_linear", scaled, passed=not scales, culprit=_owner(scales)),
+        finding("zero_grad_repeats", repeated, passed=not (left or repeats), culprit=keeper),
     ]
 
 
-def _owner(model: nn.Module, names: Sequence[str]) -> str | None:
+def _owner(names: Sequence[str]) -> str | None:
     """The module that holds all these parameters, unless that is the whole model."""
     return (common_module(names) or None) if names else None
 
 
+def _bypassed(counts: Mapping[str, tuple[int, int]]) -> list[str]:
+    return [path for path, (entered, fired) in counts.items() if entered > fired]
+
+
 def _calls_finding(model: nn.Module, counts: Mapping[str, tuple[int, int]]) -> StepFinding:
-    bypassed = [path for path, (entered, fired) in counts.items() if entered > fired]
+    bypassed = _bypassed(counts)
     detail = (
         "forward was called directly, so that hooks were bypassed, on "
         f"{listed(label(model, path) for path in bypassed)}; call the module instead"

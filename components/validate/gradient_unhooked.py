@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from math import isfinite
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from components.validate.gradient_report import Waiver, WaiverKind
 from components.validate.gradient_slots import Reading, Slot
 from components.validate.gradient_twin import Twin
 
+HOOKS = "hooks_keep_gradients"
 # Identical backward passes may differ by the summation order of a parallel device.
 _REPEAT_UNITS = 1e4
 # The same with numbers of lower precision inside, where half precision may lose small ones.
@@ -80,13 +82,13 @@ def _hooks_finding(twin: Twin, changed: Sequence[str], waivers: Sequence[Waiver]
     if not open_names:
         good = "hooks leave every gradient as it is" if twin.has_hooks else "there are no hooks"
         detail = f"hooks change {len(changed)} gradients, all declared" if changed else good
-        return finding("hooks_keep_gradients", detail, in_use=used)
+        return finding(HOOKS, detail, in_use=used)
     culprit = _hook_owner(twin, open_names, own)
     detail = (
         f"a hook of {label(twin.model, culprit)} changes the gradients of {listed(open_names)}; "
         "remove it or waive these with kind 'hook'"
     )
-    return finding("hooks_keep_gradients", detail, passed=False, culprit=culprit, in_use=used)
+    return finding(HOOKS, detail, passed=False, culprit=culprit, in_use=used)
 
 
 def _names_only(waiver: Waiver, slots: Mapping[str, Slot], touched: set[str]) -> bool:
@@ -104,7 +106,7 @@ def _hook_owner(twin: Twin, changed: Sequence[str], own: Sequence[str]) -> str:
     of_parameters = [name for name in changed if name in own]
     if len(of_parameters) == len(changed):
         return common_module(of_parameters)
-    suspects = [
+    suspects: list[tuple[str, list[dict[int, Any]]]] = [
         (path, hooks)
         for path, module in twin.model.named_modules()
         if (hooks := [vars(module)[kind] for kind in _MODULE_HOOKS if vars(module).get(kind)])
@@ -154,6 +156,8 @@ def differing(twin: Twin, home: Reading, slots: Sequence[Slot], factor: float) -
     bound = _REPEAT_UNITS * torch.finfo(torch.float64).eps
     if twin.lowered:
         bound = _LOWERED_BOUND
+    norms = (float(g.norm()) for g in home.gradients.values() if g is not None)
+    floor = torch.finfo(torch.float64).eps * max((n for n in norms if isfinite(n)), default=0.0)
     names = []
     for slot in slots:
         expected, got = home.gradients[slot.name], twin.gradient(slot)
@@ -161,7 +165,7 @@ def differing(twin: Twin, home: Reading, slots: Sequence[Slot], factor: float) -
             same = not any(g is not None and bool(g.any()) for g in (expected, got))
         else:
             gap = float(torch.sub(got, expected, alpha=factor).norm())
-            same = gap <= bound * factor * float(expected.norm())
+            same = gap <= factor * (bound * float(expected.norm()) + floor)
         if not same:
             names.append(slot.name)
     return names

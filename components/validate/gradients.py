@@ -77,7 +77,9 @@ def verify_gradients(
             *step.checks,
             lint.waivers_current(waivers, [*tensors, *frozen], model, step.in_use),
         ]
-        culprit, reason = assign_blame(twin, examination.findings, tensors, checks, owner, seed)
+        culprit, reason = assign_blame(
+            twin, examination.findings, tensors, checks, owner, seed, step
+        )
     rows = (*tensors, *frozen)
     return GradientReport(
         passed=evidence_passes(rows, tuple(checks)),

@@ -192,7 +192,7 @@ def _draw_slices(axes: "Axes", result: SliceResult, slices: Sequence[Slice]) -> 
             axes.axvline(limit, color="black", linestyle="--", linewidth=1)
     labels = [f"{one.value[:24]} ({one.rows:,})" for one in slices]
     axes.set_yticks(range(len(slices)), labels, fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(slices) - 0.4, -0.6)
     more = len(result.slices) - len(slices)
     rest = f", {more} more not shown" if more else ""
     axes.set_title(f"{result.metric} by {result.column}{rest}", fontsize=9, loc="left")

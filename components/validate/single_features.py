@@ -25,7 +25,6 @@ ELEMENTS = 256
 """Elements that a tensor column may have to be looked at one by one."""
 _LEAVES = 16
 _LEAF_ROWS = 5
-_LARGEST = float(np.finfo(np.float32).max)
 
 Labels = npt.NDArray[np.int64]
 
@@ -71,15 +70,22 @@ def _values(
         codes = _codes(rows.column(column))
         yield column, column, _frequencies(codes, half, labels, features.classes)
     for column in features.numeric:
-        values = as_floats(rows.column(column).combine_chunks())
-        yield column, column, values.astype(np.float64)[:, np.newaxis]
+        yield column, column, _ranks(as_floats(rows.column(column).combine_chunks()))
     for column, shape in features.tensors.items():
         elements = int(np.prod(shape))
         if elements <= ELEMENTS:
             flat = as_floats(rows.column(column).combine_chunks().flatten()).reshape(-1, elements)
             for place in range(elements):
-                one = flat[:, place : place + 1].astype(np.float64)
-                yield column, f"{column}[{place}]", one
+                yield column, f"{column}[{place}]", _ranks(flat[:, place])
+
+
+def _ranks(values: npt.NDArray[np.float32]) -> Floats:
+    """Places in the order of values (B, 1), all that a tree looks at; NaN stays.
+
+    scikit-learn's trees overflow on infinite and very large values.
+    """
+    places = np.unique(values, return_inverse=True)[1].astype(np.float64)
+    return np.asarray(np.where(np.isnan(values), np.nan, places))[:, np.newaxis]
 
 
 def _codes(column: pa.ChunkedArray) -> Labels:
@@ -114,8 +120,8 @@ def _score(
         tree = DecisionTreeClassifier(
             max_leaf_nodes=max(_LEAVES, 2 * classes), min_samples_leaf=_LEAF_ROWS, random_state=0
         )
-        tree.fit(np.clip(fit_values, -_LARGEST, _LARGEST), fit_labels)
+        tree.fit(fit_values, fit_labels)
         chances = np.zeros((len(labels), classes))
-        chances[:, tree.classes_] = tree.predict_proba(np.clip(values, -_LARGEST, _LARGEST))
+        chances[:, tree.classes_] = tree.predict_proba(values)
     every = np.ones(len(labels), dtype=np.int64)
     return float(np.mean([sorted_roc_auc(labels == c, chances[:, c])(every) for c in known]))

@@ -8,6 +8,7 @@ reported.
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,7 +128,9 @@ def scan_source(
         found.append((NETWORK, str(Path(attempt.file).resolve()), attempt.line, sentence))
     findings = tuple(
         _finding(rule, path, names[path], line, sentence)
-        for rule, path, line, sentence in sorted(found, key=lambda f: (names.get(f[1], ""), f[2]))
+        for rule, path, line, sentence in sorted(
+            found, key=lambda f: (names.get(f[1], ""), f[2], f[0])
+        )
         if path in names
     )
     return SourceReport(
@@ -157,14 +160,14 @@ def _line(path: str, line: int) -> str:
 
 def _bandit(paths: Sequence[str]) -> tuple[list[tuple[str, str, int, str]], int]:
     """Rule, file, line and sentence of every finding, and how many are suppressed."""
-    try:
-        from bandit.core import config, manager
-    except ImportError as error:
-        raise ConfigError(
-            f"the source of a component is checked with bandit, which is not installed: {error}. "
-            "Install assay with its dependencies, or pip install 'bandit>=1.9,<2'."
-        ) from None
     with _quiet():
+        try:
+            from bandit.core import config, manager
+        except ImportError as error:
+            raise ConfigError(
+                "the source of a component is checked with bandit, which is not installed: "
+                f"{error}. Install assay with its dependencies, or pip install 'bandit>=1.9,<2'."
+            ) from None
         scan = manager.BanditManager(config.BanditConfig(), "file", quiet=True, profile=_profile())
         scan.files_list = sorted(paths)
         scan.run_tests()
@@ -215,6 +218,8 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # bandit calls its plugin loader in a deprecated way
+            yield
     finally:
         logger.setLevel(level)

@@ -1,9 +1,13 @@
 """An incomplete component is named by what it misses; inputs are compared with their specs."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
+from datetime import date
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from components.contract import (
@@ -69,6 +73,141 @@ def test_abstract_classes_name_all_their_methods(base: type, missing: str) -> No
         instantiate(Empty)
     with pytest.raises(TypeError, match="abstract"):
         Empty()
+
+
+async def coroutine(self: object, *inputs: Tensor) -> Tensor:
+    return inputs[0]
+
+
+def generator(self: object, *inputs: Tensor) -> Iterator[Tensor]:
+    yield inputs[0]
+
+
+def without_rows(self: object) -> Tensor:
+    raise NotImplementedError
+
+
+def keyword_only(self: object, *, x: Tensor) -> Tensor:
+    return x
+
+
+def of_number(self: object, split: str, as_of: date) -> int:
+    return 0
+
+
+def of_tuple(self: object, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return inputs
+
+
+def of_tensor(self: object, *inputs: Tensor) -> Tensor:
+    return inputs[0]
+
+
+def with_argument(self: object, name: str) -> ModelMetadata:
+    raise NotImplementedError
+
+
+def of_dict(self: object) -> dict[str, int]:
+    return {}
+
+
+MISTYPED: list[tuple[type, str, Any, str]] = [
+    (Model, "forward", 3, "forward must be a method; got an int"),
+    (Model, "forward", coroutine, "forward must be a plain method; got an async one"),
+    (Model, "forward", generator, "forward must return its value; got a generator"),
+    (Model, "forward", property(without_rows), "forward must be a method; got a property"),
+    (Model, "forward", without_rows, "forward must take (self, *inputs); got (self: object)"),
+    (Model, "forward", keyword_only, "forward must take (self, *inputs); got (self: object, *, x"),
+    (Model, "forward", of_tuple, "forward must return a Tensor; its annotation says tuple"),
+    (Model, "predict", coroutine, "predict must be a plain method; got an async one"),
+    (Model, "predict", of_tensor, "predict must return a tuple; its annotation says Tensor"),
+    (Model, "predict", staticmethod(without_rows), "predict must return a tuple"),
+    (Model, "get_model_metadata", with_argument, "get_model_metadata must take (self); got"),
+    (Model, "get_model_metadata", of_dict, "must return a ModelMetadata; its annotation says dict"),
+    (Model, "get_model_metadata", "text", "get_model_metadata must be a method; got a str"),
+    (DataSource, "batches", lambda self, split: [], "batches must take (self, split, as_of)"),
+    (DataSource, "batches", of_number, "batches must return an Iterable; its annotation says"),
+    (DataSource, "window", lambda self: "", "window must take (self, as_of); got (self)"),
+    (DataSource, "prepare", 0, "prepare must be a method; got an int"),
+    (Predictor, "metadata", of_dict, "metadata must be a property; got a method"),
+    (Predictor, "metadata", property(of_dict), "metadata must return a ModelMetadata"),
+    (Predictor, "predict", without_rows, "predict must take (self, inputs); got (self: object)"),
+]
+
+
+@pytest.mark.parametrize(("base", "name", "member", "words"), MISTYPED)
+def test_mistyped_member_is_refused_where_the_class_is_defined(
+    base: type, name: str, member: Any, words: str
+) -> None:
+    with pytest.raises(ContractError) as raised:
+        type("Wrong", (base,), {name: member})
+    assert "Wrong must fit its base class; " in str(raised.value)
+    assert words in str(raised.value)
+
+
+def test_all_that_is_wrong_with_a_class_is_said_at_once() -> None:
+    members = {"forward": coroutine, "get_model_metadata": 3}
+    with pytest.raises(ContractError) as raised:
+        type("Wrong", (Model,), members)
+    for words in ("missing: predict", "forward must be", "get_model_metadata must be a method"):
+        assert words in str(raised.value)
+
+
+def test_inherited_members_are_looked_at_too() -> None:
+    class Mixin:
+        predict = None
+        forward = coroutine
+
+    with pytest.raises(ContractError, match="Mixed must fit .*async"):
+        type("Mixed", (Mixin, Model), {})
+
+
+def test_what_was_assigned_later_is_found_when_it_is_built() -> None:
+    class Late(Whole):
+        pass
+
+    Late.forward = 3  # type: ignore[assignment, method-assign]
+    with pytest.raises(ContractError, match="forward must be a method; got an int"):
+        instantiate(Late, 3)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: x,
+        lambda self, x, mask=None, *, scale=1: x,
+        lambda self, *args, **kwargs: args[0],
+        torch.no_grad()(lambda self, x: x),
+        staticmethod(lambda x: x),
+        functools.partialmethod(of_tensor),
+    ],
+)
+def test_many_ways_to_write_a_method_fit(forward: Any) -> None:
+    assert issubclass(type("Fits", (Half,), {"forward": forward}), Model)
+
+
+def test_annotations_that_say_little_fit() -> None:
+    def unknown(self: object, *inputs: Tensor) -> "Nowhere":  # type: ignore[name-defined]  # noqa: F821
+        return inputs[0]
+
+    def anything(self: object, *inputs: Tensor) -> Any:
+        return inputs[0]
+
+    def either(self: object, *inputs: Tensor) -> Tensor | None:
+        return inputs[0]
+
+    for forward in (unknown, anything, either):
+        assert issubclass(type("Fits", (Half,), {"forward": forward}), Model)
+
+
+def test_units_are_kept_and_leave_no_trace_where_there_are_none() -> None:
+    plain = TensorSpec(name="x", dtype="float32", shape=("batch", 2))
+    assert plain.model_dump_json() == '{"name":"x","dtype":"float32","shape":["batch",2]}'
+    timed = TensorSpec(name="x", dtype="float32", shape=("batch", 2), unit="minutes")
+    assert timed.model_dump()["unit"] == "minutes"
+    for spec in (plain, timed):
+        assert TensorSpec.model_validate_json(spec.model_dump_json()) == spec
+        assert spec.unitless == plain
 
 
 def test_complete_class_is_built_with_its_arguments() -> None:

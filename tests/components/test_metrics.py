@@ -6,7 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from components.metrics import MIN_GROUP_ROWS, binary_metrics, class_metrics, group_rows
+from components.metrics import (
+    MIN_GROUP_ROWS,
+    binary_metrics,
+    calibration_bins,
+    class_metrics,
+    expected_calibration_error,
+    group_rows,
+)
 from components.pipeline import Scored
 
 ROWS = 300
@@ -45,7 +52,7 @@ def test_binary_metrics_agree_with_slow_loops(scored: Scored) -> None:
     loss = -sum(math.log(p if y else 1 - p) for y, p in pairs) / ROWS
     assert metrics["log_loss"] == pytest.approx(loss)
     assert metrics["positive_rate"] == pytest.approx(sum(labels) / ROWS)
-    assert len(metrics) == 4
+    assert len(metrics) == 5
 
 
 def test_a_group_has_a_score_if_it_is_large_and_has_both_labels(scored: Scored) -> None:
@@ -99,3 +106,40 @@ def test_class_metrics_agree_with_slow_loops() -> None:
     exact = raw / raw.sum(axis=1, keepdims=True)
     loss = -sum(math.log(row[y]) for row, y in zip(exact, labels, strict=True)) / 50
     assert metrics["log_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_calibration_error_agrees_with_a_slow_loop() -> None:
+    rng = np.random.default_rng(2)
+    chances = rng.random(1000)
+    happened = (rng.random(1000) < chances**2).astype(np.int64)
+    ordered = sorted(zip(chances.tolist(), happened.tolist(), strict=True))
+    bins = [ordered[start : start + 100] for start in range(0, 1000, 100)]
+    slow = sum(abs(sum(p for p, _ in b) - sum(y for _, y in b)) for b in bins) / 1000
+    assert expected_calibration_error(chances, happened) == pytest.approx(slow, abs=1e-3)
+    assert expected_calibration_error(chances, happened) > 0.15
+    honest = (rng.random(1000) < chances).astype(np.int64)
+    assert expected_calibration_error(chances, honest) < 0.06
+
+
+def test_equal_probabilities_share_a_bin_whatever_the_order_of_rows() -> None:
+    chances = np.array([0.25] * 8 + [0.75] * 4)
+    happened = np.array([1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0])
+    assert expected_calibration_error(chances, happened) == 0.0
+    turned = slice(None, None, -1)
+    assert expected_calibration_error(chances[turned], happened[turned]) == 0.0
+    bins = calibration_bins(chances, happened)
+    assert bins.rows.tolist() == [8, 4]
+    assert bins.predicted.tolist() == bins.observed.tolist() == [0.25, 0.75]
+
+
+def test_a_probability_that_is_no_number_has_no_calibration() -> None:
+    assert math.isnan(expected_calibration_error(np.array([0.5, math.nan]), np.array([0, 1])))
+
+
+def test_the_top_label_is_what_is_calibrated() -> None:
+    probabilities = np.array([[0.6, 0.3, 0.1]] * 10)
+    labels = np.array([0] * 6 + [1] * 4)
+    scored = Scored(rows=pa.table({}), labels=labels, outputs={"p": probabilities})
+    assert class_metrics(scored, "p")["calibration_error"] == pytest.approx(0.0)
+    wrong = Scored(rows=pa.table({}), labels=labels * 0 + 2, outputs={"p": probabilities})
+    assert class_metrics(wrong, "p")["calibration_error"] == pytest.approx(0.6)

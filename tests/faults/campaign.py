@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 import zlib
@@ -68,11 +69,13 @@ class Outcome:
     undecided: frozenset[str]
     error: float
     answer: Answer | None
+    silent: bool  # the detector raises no alarm on the same model without the fault
     seconds: float
 
     @property
     def caught(self) -> bool:
-        return self.answer is not None and self.answer.alarm
+        """Whether the detector tells the faulty model from the correct one."""
+        return self.answer is not None and self.answer.alarm and self.silent
 
     @property
     def large(self) -> bool:
@@ -175,6 +178,7 @@ def try_fault(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a faulty model may well provoke some
             answer = detector(subject)
+        seconds = time.perf_counter() - started
         outcomes.append(
             Outcome(
                 operator.name,
@@ -186,10 +190,18 @@ def try_fault(
                 known.undecided,
                 known.largest,
                 answer,
-                time.perf_counter() - started,
+                silent(architecture, seed, detector),
+                seconds,
             )
         )
     return outcomes
+
+
+@functools.cache
+def silent(architecture: Architecture, seed: int, detector: Detector) -> bool:
+    """Whether the detector raises no alarm on the architecture without any fault."""
+    answer = try_clean(architecture, seed, detector)
+    return answer is None or not answer.alarm
 
 
 def try_clean(case: Architecture | Clean, seed: int, detector: Detector) -> Answer | None:

@@ -133,9 +133,9 @@ class TemporalConvNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.Sequential(
-            TemporalBlock(3, 5, 1), TemporalBlock(5, 5, 2), TemporalBlock(5, 5, 4)
+            TemporalBlock(3, 8, 1), TemporalBlock(8, 8, 2), TemporalBlock(8, 8, 4)
         )
-        self.head = nn.Linear(5, 3)
+        self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(x)[:, :, -1])

@@ -168,6 +168,23 @@ class CubeRoot(torch.autograd.Function):
         return slopes[0] / (1 + 3 * y**2)
 
 
+class VeryDeep(nn.Module):
+    """More than 500 parameter tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Linear(5, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.Tanh()) for _ in range(130)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = x + block(x) / 4
+        return self.head(x)
+
+
 class Implicit(nn.Module):
     """A right custom function between layers, with the step from x of a fixed-point layer."""
 
@@ -315,6 +332,7 @@ STRUCTURES = (
     Clean("meta_learning", Adapted, vectors((3, 1), (3, 1), (1,), (1,)), regress),
     Clean("potential", Potential, vectors((3,), (3,)), regress),
     Clean("implicit_function", Implicit, vectors((5,), (2,)), regress),
+    Clean("very_deep", VeryDeep, vectors((5,), (2,)), regress),
     Clean("gaussian_process", GaussianProcess, vectors((3,), (1,)), regress),
     Clean("feature_crosses", Crosses, three(clicked), clicks),
     Clean("fourier_features", FourierFeatures, vectors((2,), (3,)), regress),

@@ -1,6 +1,7 @@
 """Pipelines that a gate rejects: named, recorded, and nowhere near the registry."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
         ("poor", ["quality", "accuracy must be at least 1.01"]),
     ],
 )
-def test_gate_says_no(lab: Any, command: Callable[..., Any], name: str, words: list[str]) -> None:
+def test_gate_says_no(
+    lab: Any, command: Callable[..., Any], name: str, words: list[str], tmp_path: Path
+) -> None:
     outcome = command("run", name, "--json")
     assert outcome.code == 3, outcome.err
     assert "Traceback" not in outcome.err + outcome.out
@@ -41,9 +44,18 @@ def test_gate_says_no(lab: Any, command: Callable[..., Any], name: str, words: l
     for word in words:
         assert word in run.data.tags["assay.reason"]
     kept = {item.path for item in lab.client.list_artifacts(run.info.run_id, "validate")}
-    assert {
-        f"validate/{report}_report.json" for report in ("contract", "gradient", "gates")
-    } == kept
+    reports = ("contract", "gradient", "gates", "leakage", "source")
+    pictures = ("gradients", "curves", "loss")
+    assert kept == {
+        "validate/report.md",
+        *(f"validate/{report}_report.json" for report in reports),
+        *(f"validate/{picture}.png" for picture in pictures),
+    }
+    page = Path(
+        lab.client.download_artifacts(run.info.run_id, "validate/report.md", str(tmp_path))
+    ).read_text()
+    assert re.match(rf"# {name}: rejected by validate\n\n\d failures?:\n\n- {words[0]}: ", page)
+    assert all(f"({picture}.png)" in page for picture in pictures)
 
 
 def test_report_names_the_tensors_without_a_gradient(

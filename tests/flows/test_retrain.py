@@ -6,8 +6,7 @@ from typing import Any
 
 
 def test_better_candidate_is_promoted_and_worse_one_is_kept_out(lab: Any) -> None:
-    weak = ("learning_rate=1e-6", "epochs=1")
-    first = lab.retrain("rivals", *weak)
+    first = lab.retrain("rivals", "learning_rate=0.02", "epochs=1")
     assert (first.decision, first.champion, first.champion_score) == ("promoted", 1, None)
 
     better = lab.retrain("rivals")
@@ -15,7 +14,7 @@ def test_better_candidate_is_promoted_and_worse_one_is_kept_out(lab: Any) -> Non
     assert better.candidate_score > better.champion_score == first.candidate_score
     assert lab.aliases("rivals") == {"champion": 2}
 
-    worse = lab.retrain("rivals", *weak, seed=1)
+    worse = lab.retrain("rivals", "learning_rate=0.01", "epochs=1")
     assert (worse.decision, worse.champion) == ("kept_champion", 2)
     assert worse.champion_score == better.candidate_score > worse.candidate_score
     assert lab.aliases("rivals") == {"champion": 2}
@@ -23,6 +22,9 @@ def test_better_candidate_is_promoted_and_worse_one_is_kept_out(lab: Any) -> Non
     assert tags["decision"] == "kept_champion"
     assert tags["reason"] == worse.reason
     scores = re.findall(r"\d\.\d{4}\b", worse.reason)
+    assert re.search(
+        r"confidence interval \[-0\.\d{4}, -0\.\d{4}\] from 1,000 paired", worse.reason
+    )
     assert [f"{worse.candidate_score:.4f}", f"{worse.champion_score:.4f}"] == scores[:2]
     run = lab.client.get_run(worse.tested.registered.exported.validated.trained.run_id)
     assert run.info.status == "FINISHED"

@@ -26,7 +26,7 @@ from components.contract import (
 )
 from components.data.encoding import Encoding, Features
 from components.data.schema import RowSchema
-from components.metrics import class_metrics
+from components.metrics import class_metrics, resampled_accuracy
 from components.pipeline import Pipeline, QualityGate
 from components.train.config import TrainConfig
 
@@ -160,6 +160,7 @@ def make(
         metric="accuracy",
         margin=0.0,
         dated=False,
+        resampled=resampled_accuracy("probabilities"),
     )
 
 

@@ -3,71 +3,126 @@
 import math
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from components.decide.promotion import Contender, judge
-from components.pipeline import QualityGate
+from components.metrics import resampled_accuracy
+from components.pipeline import QualityGate, Scored, SliceGate
 from components.pipelines.digits import pipeline as digits
 
+ROWS = 64
 # Halves and quarters are exact in binary, so that a boundary is a boundary.
 PIPELINE = replace(
-    digits, gates=(QualityGate(metric="accuracy", minimum=0.25),), metric="accuracy", margin=0.25
+    digits,
+    gates=(QualityGate(metric="accuracy", minimum=0.25),),
+    metric="accuracy",
+    margin=0.25,
+    resampled=resampled_accuracy("probabilities"),
 )
 
 
-def contender(version: int, score: float, **others: float) -> Contender:
-    return Contender(version, {"accuracy": score, **others})
+def scored(right: int) -> Scored:
+    """Answers of which the first ``right`` are right."""
+    labels = np.arange(ROWS) % 2
+    answers = np.where(np.arange(ROWS) < right, labels, 1 - labels)
+    return Scored(
+        rows=pa.table({"half": ["a", "b"] * (ROWS // 2)}),
+        labels=labels,
+        outputs={"probabilities": np.eye(2, dtype=np.float32)[answers]},
+    )
+
+
+def contender(version: int, right: int, **others: float) -> Contender:
+    return Contender(version, {"accuracy": right / ROWS, **others}, scored(right))
 
 
 def test_the_first_candidate_that_keeps_the_gates_is_champion() -> None:
-    found = judge(PIPELINE, contender(1, 0.5), None, 1234)
+    found = judge(PIPELINE, contender(1, 32), None)
     assert found.verdict == "promoted"
     assert found.reason == (
-        "version 1 has accuracy 0.5000 on 1,234 held-out rows and keeps every gate; there was no "
+        "version 1 has accuracy 0.5000 on 64 held-out rows and keeps every gate; there was no "
         "champion."
     )
+    assert found.interval is None
 
 
 @pytest.mark.parametrize(
     ("candidate", "champion", "verdict"),
     [
-        (0.875, 0.75, "promoted"),  # better
-        (0.75, 0.75, "promoted"),  # equal
-        (0.625, 0.75, "promoted"),  # worse, within the margin
-        (0.5, 0.75, "promoted"),  # worse by exactly the margin
-        (math.nextafter(0.5, 0), 0.75, "kept_champion"),  # by the least bit more
-        (0.375, 0.75, "kept_champion"),  # worse, beyond the margin
+        (56, 48, "promoted"),  # better
+        (48, 48, "promoted"),  # equal
+        (44, 48, "promoted"),  # worse, and with certainty not by more than the margin
+        (36, 48, "kept_champion"),  # worse by less than the margin, but who knows
+        (24, 48, "kept_champion"),  # worse beyond the margin
     ],
 )
-def test_the_margin_decides_between_two(candidate: float, champion: float, verdict: str) -> None:
-    found = judge(PIPELINE, contender(5, candidate), contender(3, champion), 1234)
+def test_the_interval_and_the_margin_decide_between_two(
+    candidate: int, champion: int, verdict: str
+) -> None:
+    found = judge(PIPELINE, contender(5, candidate), contender(3, champion))
     assert found.verdict == verdict
-    assert found.reason.startswith("version 5 has accuracy ")
-    assert "champion version 3 has 0.7500 on the same rows" in found.reason
-    assert f"{candidate:.4f} on 1,234 held-out rows" in found.reason
-    assert f"{candidate - champion:+.4f} with a margin of 0.25" in found.reason
+    difference = (candidate - champion) / ROWS
+    interval = found.interval
+    assert interval is not None and interval.low is not None and interval.high is not None
+    assert interval.low <= difference <= interval.high
+    assert (interval.low >= -PIPELINE.margin) is (verdict == "promoted")
+    assert found.reason.startswith(
+        f"version 5 has accuracy {candidate / ROWS:.4f} on 64 held-out rows, champion version 3 "
+        f"has 0.7500 on the same rows: {difference:+.4f}, 95 % confidence interval "
+        f"[{interval.low:+.4f}, {interval.high:+.4f}] from 1,000 paired resamples, with a margin "
+        "of 0.25"
+    )
     end = "the candidate is champion." if verdict == "promoted" else "the champion stays."
     assert found.reason.endswith(end)
+    unsure = "that it is not worse by more than the margin is not shown" in found.reason
+    assert unsure is (verdict == "kept_champion" and difference >= -PIPELINE.margin)
 
 
-def test_without_a_margin_the_least_bit_decides() -> None:
+def test_without_a_margin_equal_answers_are_enough_and_one_row_less_is_not() -> None:
     strict = replace(PIPELINE, margin=0.0)
-    champion = contender(3, 0.75)
-    assert judge(strict, contender(4, 0.75), champion, 9).verdict == "promoted"
-    worse = contender(4, math.nextafter(0.75, 0))
-    assert judge(strict, worse, champion, 9).verdict == "kept_champion"
+    equal = judge(strict, contender(4, 48), contender(3, 48))
+    assert equal.verdict == "promoted"
+    assert equal.interval is not None
+    assert (equal.interval.low, equal.interval.high) == (0.0, 0.0)
+    assert judge(strict, contender(4, 47), contender(3, 48)).verdict == "kept_champion"
 
 
-@pytest.mark.parametrize("champion", [None, contender(3, 0.0)])
+def test_the_low_end_of_the_interval_may_touch_the_margin() -> None:
+    found = judge(PIPELINE, contender(5, 40), contender(3, 48))
+    assert found.interval is not None and found.interval.low is not None
+    low = found.interval.low
+    for margin, verdict in ((-low, "promoted"), (math.nextafter(-low, 0), "kept_champion")):
+        pipeline = replace(PIPELINE, margin=margin)
+        assert judge(pipeline, contender(5, 40), contender(3, 48)).verdict == verdict
+
+
+def test_a_champion_of_a_later_date_is_said_to_know_the_rows() -> None:
+    later = replace(contender(3, 48), trained_later=True)
+    reason = judge(PIPELINE, contender(5, 48), later).reason
+    assert "the champion was trained as of a later date and may know these rows" in reason
+
+
+@pytest.mark.parametrize("champion", [None, contender(3, 0)])
 def test_a_broken_gate_rejects_whoever_is_champion(champion: Contender | None) -> None:
-    found = judge(PIPELINE, contender(5, 0.125), champion, 1234)
+    found = judge(PIPELINE, contender(5, 8), champion)
     assert found.verdict == "rejected"
     assert "accuracy must be at least 0.25; got 0.125, which fails" in found.reason
 
 
 def test_a_broken_gate_rejects_the_champion_itself() -> None:
-    same = contender(5, 0.125)
-    assert judge(PIPELINE, same, same, 1234).verdict == "rejected"
+    same = contender(5, 8)
+    assert judge(PIPELINE, same, same).verdict == "rejected"
+
+
+def test_a_broken_slice_rejects() -> None:
+    gate = SliceGate(metric="accuracy", column="half", minimum=0.5, min_rows=1)
+    pipeline = replace(PIPELINE, gates=(gate,), features=replace(digits.features, label="half"))
+    assert judge(pipeline, contender(5, 32), None).verdict == "promoted"
+    found = judge(pipeline, contender(5, 31), None)
+    assert found.verdict == "rejected"
+    assert "'b' (32 rows) has 0.46875, which fails." in found.reason
 
 
 def test_every_broken_gate_is_named() -> None:
@@ -76,7 +131,7 @@ def test_every_broken_gate_is_named() -> None:
         QualityGate(metric="log_loss", maximum=0.5),
         QualityGate(metric="unheard_of", minimum=0.0),
     )
-    found = judge(replace(PIPELINE, gates=gates), contender(5, 0.25, log_loss=2.0), None, 1234)
+    found = judge(replace(PIPELINE, gates=gates), contender(5, 16, log_loss=2.0), None)
     assert found.verdict == "rejected"
     for name in ("accuracy", "log_loss", "unheard_of"):
         assert f"{name} must" in found.reason
@@ -85,13 +140,13 @@ def test_every_broken_gate_is_named() -> None:
 def test_the_gates_of_the_champion_are_not_asked_again() -> None:
     """A champion below a gate that was raised since still has to be beaten."""
     raised = replace(PIPELINE, gates=(QualityGate(metric="accuracy", minimum=0.5),))
-    assert judge(raised, contender(5, 0.5), contender(3, 0.375), 1234).verdict == "promoted"
+    assert judge(raised, contender(5, 32), contender(3, 24)).verdict == "promoted"
 
 
 def test_the_same_version_stays_champion() -> None:
-    found = judge(PIPELINE, contender(3, 0.5), contender(3, 0.5), 1234)
+    found = judge(PIPELINE, contender(3, 32), contender(3, 32))
     assert found.verdict == "kept_champion"
-    assert "0.5000 on 1,234 held-out rows; it is the champion already." in found.reason
+    assert "0.5000 on 64 held-out rows; it is the champion already." in found.reason
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
@@ -99,21 +154,22 @@ def test_a_score_that_is_not_finite_is_rejected(score: float) -> None:
     """Even where the gates look at another metric."""
     gates = (QualityGate(metric="log_loss", maximum=1.0),)
     pipeline = replace(PIPELINE, gates=gates)
-    for champion in (None, contender(3, 0.5, log_loss=0.1)):
-        found = judge(pipeline, contender(5, score, log_loss=0.1), champion, 1234)
+    for champion in (None, contender(3, 32, log_loss=0.1)):
+        candidate = Contender(5, {"accuracy": score, "log_loss": 0.1}, scored(32))
+        found = judge(pipeline, candidate, champion)
         assert found.verdict == "rejected"
         assert "accuracy must be finite" in found.reason
 
 
 @pytest.mark.parametrize("metrics", [{}, {"accuracy": math.nan}])
 def test_a_champion_without_a_score_is_replaced(metrics: dict[str, float]) -> None:
-    found = judge(PIPELINE, contender(5, 0.5), Contender(3, metrics), 1234)
+    found = judge(PIPELINE, contender(5, 32), Contender(3, metrics, scored(32)))
     assert found.verdict == "promoted"
     assert "champion version 3 has no finite accuracy" in found.reason
 
 
 def test_a_candidate_without_the_deciding_metric_is_rejected() -> None:
     pipeline = replace(PIPELINE, gates=(QualityGate(metric="log_loss", maximum=1.0),))
-    found = judge(pipeline, Contender(5, {"log_loss": 0.1}), None, 1234)
+    found = judge(pipeline, Contender(5, {"log_loss": 0.1}, scored(32)), None)
     assert found.verdict == "rejected"
     assert "accuracy" in found.reason

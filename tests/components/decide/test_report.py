@@ -1,11 +1,16 @@
 """The decision as a page that Prefect and MLflow show."""
 
+import numpy as np
+import pyarrow as pa
+
 from components.decide.promotion import Contender, Judgement
 from components.decide.report import decision_markdown
+from components.pipeline import Scored
 from components.pipelines.digits import pipeline
 
-CANDIDATE = Contender(5, {"accuracy": 0.98765, "log_loss": 0.125, "accuracy/digit/3": 0.5})
-CHAMPION = Contender(3, {"accuracy": 0.9, "log_loss": 0.25, "accuracy/digit/3": 0.75})
+SCORED = Scored(rows=pa.table({}), labels=np.zeros(0, np.int64), outputs={})
+CANDIDATE = Contender(5, {"accuracy": 0.98765, "log_loss": 0.125, "accuracy/digit/3": 0.5}, SCORED)
+CHAMPION = Contender(3, {"accuracy": 0.9, "log_loss": 0.25, "accuracy/digit/3": 0.75}, SCORED)
 
 
 def test_both_contenders_stand_side_by_side() -> None:
@@ -29,14 +34,14 @@ def test_without_a_champion_there_is_one_column() -> None:
 
 
 def test_the_champion_itself_is_shown_once() -> None:
-    same = Contender(5, {"accuracy": 0.5})
+    same = Contender(5, {"accuracy": 0.5}, SCORED)
     text = decision_markdown(pipeline, CANDIDATE, same, Judgement("kept_champion", "Same."))
     assert "champion 5" not in text
     assert text.startswith("# digits: kept_champion\n\nSame.\n")
 
 
 def test_a_metric_that_the_champion_lacks_is_left_empty() -> None:
-    old = Contender(3, {"accuracy": 0.9})
+    old = Contender(3, {"accuracy": 0.9}, SCORED)
     text = decision_markdown(pipeline, CANDIDATE, old, Judgement("promoted", "Better."))
     assert "| log_loss | 0.1250 |  |" in text
 

@@ -1,5 +1,6 @@
 """Every rule of the model contract fires on a model that breaks it, and on no sound one."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ from torch.nn import functional
 
 from components.contract import Model, ModelMetadata, TensorSpec
 from components.validate.contract import verify_contract
+
+PROBABILITIES = TensorSpec(name="probabilities", dtype="float32", shape=("batch", 3))
 
 SOUND: list[tuple[Callable[[], Model], Any]] = [
     (Classifier, ROWS),
@@ -88,6 +91,7 @@ def test_not_a_model() -> None:
     impostors: list[Any] = [nn.Linear(4, 3), print]
     report = verify_contract(impostors[0], ROWS)
     assert_fires(report, "conformance", "", "components.contract.Model", "Linear")
+    assert "missing: get_model_metadata, predict." in report.checks[0].detail
     assert "has no attribute 'predict'" in " ".join(report.failures)
     report = verify_contract(impostors[1], ROWS)
     assert_fires(report, "conformance", "")
@@ -116,6 +120,10 @@ def test_overridden_call() -> None:
         ({"outputs": (TensorSpec(name="x", dtype="float32", shape=("batch", 3)),)}, "['x']"),
         ({"outputs": (TensorSpec(name="y", dtype="float32", shape=(3,)),)}, "first axis"),
         ({"outputs": (TensorSpec(name="y", dtype="float32", shape=("batch", "batch")),)}, "first"),
+        ({"classes": ("a", "b", "a")}, "classes of the metadata must be unique; twice: ['a']"),
+        ({"classes": ("a", "b")}, "the 2 classes of the metadata must be what an output tells"),
+        ({"classes": ("a", "b", "c", "d")}, "must have 4 as its last axis; got probabilities"),
+        ({"outputs": (PROBABILITIES.model_copy(update={"unit": " m"}),)}, "a printable word"),
     ],
 )
 def test_metadata(changes: dict[str, Any], word: str) -> None:
@@ -124,6 +132,72 @@ def test_metadata(changes: dict[str, Any], word: str) -> None:
             return metadata(("x", "float32", (4,)), **changes)
 
     assert_fires(verify_contract(Declared(), ROWS), "metadata", "", word)
+
+
+@pytest.mark.parametrize(
+    ("classes", "shape", "fits"),
+    [
+        (2, (), True),
+        (2, (1,), True),
+        (2, (2,), True),
+        (3, (), False),
+        (3, (1,), False),
+        (3, (7, 3), True),
+        (1, (), False),
+        (1, (1,), True),
+    ],
+)
+def test_class_labels_against_outputs(classes: int, shape: tuple[int, ...], fits: bool) -> None:
+    class Labelled(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc2 = nn.Sequential(nn.Linear(8, math.prod(shape)), nn.Unflatten(1, shape or (1,)))
+
+        def predict(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+            return (self(*inputs) if shape else self(*inputs).squeeze(1),)
+
+        def get_model_metadata(self) -> ModelMetadata:
+            output = TensorSpec(name="y", dtype="float32", shape=("batch", *shape))
+            labels = tuple("abcd"[:classes])
+            return metadata(("x", "float32", (4,)), outputs=(output,), classes=labels)
+
+    report = verify_contract(Labelled(), ROWS)
+    assert only(report) == (set() if fits else {"metadata"}), report.failures
+
+
+def test_probabilities_lie_between_0_and_1() -> None:
+    class Measured(Classifier):
+        def get_model_metadata(self) -> ModelMetadata:
+            output = PROBABILITIES.model_copy(update={"unit": "probability"})
+            return metadata(("x", "float32", (4,)), outputs=(output,))
+
+    assert verify_contract(Measured(), ROWS).passed
+
+    class Logits(Measured):
+        def predict(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+            return (self(*inputs) - 2,)
+
+    report = verify_contract(Logits(), ROWS)
+    assert_fires(report, "outputs", "", "'probabilities' has the unit probability; got -")
+    assert only(report) == {"outputs"}
+
+
+def test_logits_of_train_mode_have_the_shape_of_eval_mode() -> None:
+    class Wider(Classifier):
+        def forward(self, *inputs: Tensor) -> Any:
+            logits = super().forward(*inputs)
+            return torch.cat([logits, logits], 1) if self.training else logits
+
+    report = verify_contract(Wider(), ROWS)
+    assert_fires(report, "outputs", "", "got (6, 6) float32 and (6, 3) float32")
+
+    class Auxiliary(Classifier):
+        def forward(self, *inputs: Tensor) -> Any:
+            logits = super().forward(*inputs)
+            return (logits, logits) if self.training else logits
+
+    report = verify_contract(Auxiliary(), ROWS)
+    assert_fires(report, "finite", "", "forward must return one tensor, the logits; got a tuple")
 
 
 @pytest.mark.parametrize("kind", ["inputs", "outputs"])

@@ -191,3 +191,45 @@ def test_state_that_does_not_load() -> None:
 
     report = verify_contract(Renaming(), ROWS)
     assert_fires(report, "round_trip", "", "load_state_dict", "must not raise")
+
+
+# a fresh instance
+
+
+class Scaled(Classifier):
+    scale = 1.0
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return super().forward(*inputs) * self.scale
+
+
+def test_state_brings_back_the_answers_in_a_fresh_instance() -> None:
+    assert verify_contract(Scaled(), ROWS, fresh=Scaled).passed
+    model = Scaled()
+    model.scale = 2.0  # a copy has it too, a fresh instance has not
+    assert verify_contract(model, ROWS).passed
+    report = verify_contract(model, ROWS, fresh=Scaled)
+    assert_fires(report, "round_trip", "", "a fresh instance that loads the state must give")
+    assert only(report) == {"round_trip"}
+
+
+def test_fresh_instance_of_another_shape_or_none() -> None:
+    class Wider(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc2 = nn.Linear(8, 5)
+
+    report = verify_contract(Classifier(), ROWS, fresh=Wider)
+    assert_fires(report, "round_trip", "", "load_state_dict of the model's state in a fresh")
+
+    def failing() -> Classifier:
+        raise OSError("no configuration")
+
+    report = verify_contract(Classifier(), ROWS, fresh=failing)
+    assert_fires(report, "round_trip", "", "building a fresh instance must not raise", "OSError")
+
+
+def test_building_anew_leaves_the_random_state_alone() -> None:
+    model, before = Classifier(), torch.get_rng_state()
+    verify_contract(model, ROWS, fresh=Classifier)
+    assert torch.equal(before, torch.get_rng_state())

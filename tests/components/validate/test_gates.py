@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from components.pipeline import QualityGate
-from components.validate.gates import GatesReport, check_gates
+from components.validate.gate_report import GatesReport
+from components.validate.gates import check_gates
 
 ACCURACY = QualityGate(metric="accuracy", minimum=0.9)
 ERROR = QualityGate(metric="calibration_error", maximum=0.05)
