@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path += [str(CHECKOUT), str(CHECKOUT / "tests")]  # in this order: tests holds components too
 
 import gradient_tables
 from faults import campaign

@@ -5,12 +5,14 @@ Legend: B = rows of the whole batch, b = rows of a part.
 
 from __future__ import annotations
 
+import inspect
 import random
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import CodeType
 from typing import Any
 
 import torch
@@ -140,11 +142,18 @@ def raised_in(model: nn.Module, part: Part) -> str | None:
     paths = {id(module): path for path, module in model.named_modules()}
     found = None
     for frame, _ in traceback.walk_tb(part.error.__traceback__):
-        if frame.f_code.co_argcount:
-            # A method's first argument is its module, whatever it is called.
-            owner = frame.f_locals.get(frame.f_code.co_varnames[0])
-            found = paths.get(id(owner), found)
+        code = frame.f_code
+        if code.co_argcount:
+            # A method's first argument is its module, but so may be that of a loss.
+            owner = frame.f_locals.get(code.co_varnames[0])
+            if id(owner) in paths and _is_method(type(owner), code):
+                found = paths[id(owner)]
     return found
+
+
+def _is_method(kind: type, code: CodeType) -> bool:
+    method = inspect.unwrap(getattr(kind, code.co_name, None) or _is_method)
+    return getattr(method, "__code__", None) is code
 
 
 def output_bound(twin: Twin) -> float:

@@ -70,7 +70,7 @@ def _hash_texts(column: pa.Array) -> Hashes:
     words = coded.dictionary.cast(pa.string()).to_pylist()
     table = np.array([*map(_digest, map(str.encode, words)), 0], dtype=np.uint64)
     codes = coded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
-    return table[codes]
+    return np.asarray(table[codes], dtype=np.uint64)
 
 
 def _hash_lists(column: pa.Array) -> Hashes:

@@ -15,7 +15,7 @@ from support.plan_sources import PIPELINE, SOURCE
 
 from components import plan
 from components.errors import ConfigError, ContractError, DataError
-from components.pipeline import Pipeline, QualityGate, load_pipeline
+from components.pipeline import LeakageAlarms, Pipeline, QualityGate, load_pipeline
 from components.pipelines.digits import pipeline as digits
 from components.plan import (
     DEFAULT_AS_OF,
@@ -195,7 +195,7 @@ def test_every_part_of_a_pipeline_is_its_code(team: Pipeline, site: Path) -> Non
     """The source, the loss and the metrics may come from other packages than the model."""
     (site / "losses_of_planned.py").write_text("def loss(logits, labels): ...\n")
     loss = import_module("losses_of_planned").loss
-    for part in ("loss", "metrics", "source"):
+    for part in ("loss", "metrics", "source", "resampled", "baseline"):
         pipeline = replace(digits, **{part: loss})
         before = code_digest(pipeline)
         path = site / "losses_of_planned.py"
@@ -209,6 +209,7 @@ def test_every_part_of_a_pipeline_is_its_code(team: Pipeline, site: Path) -> Non
         {"gates": (QualityGate(metric="accuracy", minimum=0.98),)},
         {"margin": 0.5},
         {"metric": "log_loss"},
+        {"leakage": LeakageAlarms(duplicate_share=0.5)},
         {"features": replace(digits.features, min_count=1)},
     ],
     ids=lambda change: next(iter(change)),

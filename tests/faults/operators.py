@@ -24,10 +24,12 @@ Family = Literal["wrong_gradient", "structural", "step"]
 #   flat      the loss no longer depends on tensors that it used to depend on
 #   rows      a row alone gives another loss than the same row in its batch, or none
 #   scale     the gradients are not proportional to the loss
+#   update    a step of the optimiser differs from that of the sound one on the same gradients
 #   reached   the module at fault takes part in the loss
 #   always    the change is a fault wherever it is
-Effect = Literal["gradient", "flat", "rows", "scale", "reached", "always"]
+Effect = Literal["gradient", "flat", "rows", "scale", "update", "reached", "always"]
 Item = TypeVar("Item")
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Injection:
     tensors: tuple[str, ...] = ()
     loss: Callable[[Loss], Loss] | None = None
     sound_loss: Callable[[Loss], Loss] | None = None
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+    optimizer: MakeOptimizer | None = None
+    sound_optimizer: MakeOptimizer | None = None
 
 
 Inject = Callable[[nn.Module, torch.Generator], Injection | None]

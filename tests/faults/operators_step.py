@@ -5,7 +5,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from faults.operators import Injection, Loss, Operator, at_output, pick
+from faults.operators import (
+    Effect,
+    Inject,
+    Injection,
+    Loss,
+    MakeOptimizer,
+    Operator,
+    at_output,
+    pick,
+)
 from torch import Tensor, nn
 
 
@@ -77,16 +86,15 @@ def _tensors(nest: Any) -> Iterator[Tensor]:
 
 
 class Forgetful(torch.optim.SGD):
-    """Updates all but the first tensor of at most one axis."""
+    """Updates all tensors but one."""
+
+    forgotten = 0
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        held = [p for group in self.param_groups for p in group["params"] if p.dim() <= 1]
-        skipped = {p: p.grad for p in held[:1]}
-        for parameter in skipped:
-            parameter.grad = None
+        held = [p for group in self.param_groups for p in group["params"]][self.forgotten]
+        gradient, held.grad = held.grad, None
         result = super().step(closure)
-        for parameter, gradient in skipped.items():
-            parameter.grad = gradient
+        held.grad = gradient
         return result
 
 
@@ -119,13 +127,33 @@ class Clipping(torch.optim.SGD):
         return super().step(closure)
 
 
-def optimised_by(make: Callable[[nn.Module], torch.optim.Optimizer]) -> Any:
+def optimised_by(make: MakeOptimizer, sound: MakeOptimizer, effect: Effect = "update") -> Inject:
     """A faulty optimiser; no module of the model is to blame."""
 
     def inject(model: nn.Module, generator: torch.Generator) -> Injection | None:
-        return Injection(model, None, (), "always", optimizer=make)
+        return Injection(model, None, (), effect, optimizer=make, sound_optimizer=sound)
 
     return inject
+
+
+def optimizer_skips(model: nn.Module, generator: torch.Generator) -> Injection | None:
+    """The optimiser leaves out one of its tensors."""
+    number = pick(generator, range(len(list(model.parameters()))))
+
+    def make(held: nn.Module) -> torch.optim.Optimizer:
+        optimizer = Forgetful(held.parameters(), lr=0.1)
+        optimizer.forgotten = number or 0
+        return optimizer
+
+    return optimised_by(make, sgd)(model, generator)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.01)
 
 
 def optimizer_misses(model: nn.Module, generator: torch.Generator) -> Injection | None:
@@ -178,14 +206,20 @@ STEP = (
     Operator("loss_divided_by_rows", "step", loss_over_rows),
     Operator("loss_divided_by_detached", "wrong_gradient", loss_over_itself),
     Operator("optimizer_misses_parameter", "step", optimizer_misses),
+    Operator("optimizer_skips_update", "step", optimizer_skips),
     Operator(
-        "optimizer_skips_update", "step", optimised_by(lambda m: Forgetful(m.parameters(), lr=0.1))
+        "optimizer_goes_too_far",
+        "step",
+        optimised_by(lambda model: Hasty(model.parameters(), lr=0.01), adamw),
     ),
     Operator(
-        "optimizer_goes_too_far", "step", optimised_by(lambda m: Hasty(m.parameters(), lr=0.01))
+        "optimizer_keeps_gradients",
+        "step",
+        optimised_by(lambda model: Keeping(model.parameters(), lr=0.1), sgd, "always"),
     ),
     Operator(
-        "optimizer_keeps_gradients", "step", optimised_by(lambda m: Keeping(m.parameters(), lr=0.1))
+        "optimizer_clips",
+        "step",
+        optimised_by(lambda model: Clipping(model.parameters(), lr=0.1), sgd),
     ),
-    Operator("optimizer_clips", "step", optimised_by(lambda m: Clipping(m.parameters(), lr=0.1))),
 )

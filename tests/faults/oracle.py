@@ -225,6 +225,8 @@ def _effective(injection: Injection, faulty: _Subject, errors: Mapping[str, floa
         _, once = faulty.gradients(faulty.batches[0], training=True)
         _, scaled = faulty.gradients(faulty.batches[0], training=True, scale=SCALE)
         return max(relative_errors(scaled, once).values()) > THRESHOLD
+    if effect == "update":
+        return _updates_differ(injection, faulty)
     return effect == "always" or _reached(faulty, injection.culprits[0])
 
 
@@ -244,6 +246,26 @@ def _rows_differ(subject: _Subject) -> bool:
     except _Crash:
         return True
     return abs(sum(rows) / len(rows) - whole) > THRESHOLD * abs(whole)
+
+
+def _updates_differ(injection: Injection, subject: _Subject) -> bool:
+    """A step from the same weights and gradients ends elsewhere than a sound optimiser's."""
+    assert injection.optimizer is not None
+    assert injection.sound_optimizer is not None
+    start = _weights(subject.model)
+    moves = []
+    for make in (injection.optimizer, injection.sound_optimizer):
+        subject.gradients(subject.batches[0], training=True)
+        make(subject.model).step()
+        moves.append({n: w - start[n] for n, w in _weights(subject.model).items()})
+        with torch.no_grad():
+            for name, parameter in subject.model.named_parameters():
+                parameter.copy_(start[name])
+    return max(relative_errors(*moves).values()) > THRESHOLD
+
+
+def _weights(model: nn.Module) -> Gradients:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def _length(batch: Any) -> int:

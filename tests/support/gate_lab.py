@@ -99,12 +99,12 @@ class Reckless(Regression):
 
 
 @final
-class Bypassing(Regression):
-    """Calls a submodule so that its hooks do not fire."""
+class Entangled(Regression):
+    """An answer depends, a little, on the other rows of the batch."""
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        codes, numbers = inputs
-        return (self.groups(codes[:, 0]) + self.line.forward(numbers)).squeeze(1)
+    def predict(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        chance = torch.sigmoid(self(*inputs))
+        return (0.999 * chance + 0.001 * chance.mean(),)
 
 
 @final

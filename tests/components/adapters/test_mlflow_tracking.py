@@ -102,6 +102,17 @@ def test_metrics_are_logged_by_step_and_in_batches(tracking: Tracking, run_id: s
     assert {name: value for name, value in known.items() if name.startswith("m/")} == many
 
 
+def test_a_metric_comes_back_by_step_and_the_last_of_a_step_counts(
+    tracking: Tracking, run_id: str
+) -> None:
+    """A training that is resumed logs an epoch again."""
+    for step, value in ((1, 4.0), (2, 3.0), (2, 2.0)):
+        tracking.log_metrics(run_id, {"again": value}, step=step)
+        time.sleep(0.002)
+    assert tracking.history(run_id, "again") == {1: 4.0, 2: 2.0}
+    assert tracking.history(run_id, "never") == {}
+
+
 def test_tags_have_the_prefix(tracking: Tracking, run_id: str) -> None:
     tracking.tag(run_id, {"decision": "promoted", "reason": 'it\'s "better" — ä'})
     tags = tracking.client.get_run(run_id).data.tags

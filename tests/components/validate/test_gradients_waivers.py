@@ -292,3 +292,90 @@ def test_batches_may_nest(pack: Callable[[Tensor, Tensor], Any]) -> None:
         return functional.mse_loss(model(x), y[:, :2])
 
     assert verify_gradients(Core(), nested, [{"pair": pack(x, x)} for x in batches()]).passed
+
+
+class CopiedTie(nn.Module):
+    """A decoder that starts as a copy of the embedding, though it was meant to be the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(WORDS, WIDTH)
+        self.body = nn.Linear(WIDTH, WIDTH)
+        self.decoder = nn.Linear(WIDTH, WORDS, bias=False)
+        self.decoder.weight = nn.Parameter(self.table.weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(torch.tanh(self.body(self.table(x))))
+
+
+WORDS = 9
+
+
+def next_word(model: nn.Module, x: Tensor) -> Tensor:
+    return functional.cross_entropy(model(x[:, :-1]).transpose(1, 2), x[:, 1:])
+
+
+def sentences() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, WORDS, (4, 5), generator=generator) for _ in range(3)]
+
+
+def test_a_tie_that_was_copied_is_found_and_can_be_waived() -> None:
+    report = verify_gradients(CopiedTie(), next_word, sentences())
+    assert failed(report) == ["ties_share_memory"]
+    assert report.culprit == "decoder" and "table.weight and decoder.weight" in report.reason
+    for name in ("table.weight", "decoder.weight"):
+        excuse = [waiver(name, WaiverKind.COPY)]
+        assert verify_gradients(CopiedTie(), next_word, sentences(), waivers=excuse).passed
+    excuse = [waiver("body.weight", WaiverKind.COPY)]
+    stale = verify_gradients(CopiedTie(), next_word, sentences(), waivers=excuse)
+    assert failed(stale) == ["ties_share_memory", "waivers_current"]
+
+
+def test_shared_clones_patterns_and_grids_are_no_copied_ties() -> None:
+    class Alike(Core):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twin = nn.Linear(WIDTH, WIDTH)
+            self.twin.load_state_dict(self.stem.state_dict())
+            self.left, self.right = (nn.Parameter(torch.eye(WIDTH)) for _ in range(2))
+            self.low, self.high = (nn.Parameter(torch.linspace(0, 1, 12)) for _ in range(2))
+            self.shared = nn.Linear(WIDTH, WIDTH, bias=False)
+            self.shared.weight = self.stem.weight
+
+        def between(self, x: Tensor) -> Tensor:
+            grid = (x[:, :1] - self.low).square().sum() + (x[:, :1] - self.high).cos().sum()
+            return torch.tanh(self.shared(self.twin(x)) @ self.left @ self.right) + grid
+
+    report = verified(Alike())
+    assert "ties_share_memory" not in failed(report)
+
+
+def test_structural_faults_name_their_module() -> None:
+    model = Core()
+    model.head.bias.requires_grad_(False)
+    assert verified(model).culprit == "head"
+
+    model = Core()
+    model.stem.eval()
+    report = verified(model)
+    assert report.culprit == "stem" and "eval mode" in report.reason
+
+
+def test_a_stuck_module_can_be_waived() -> None:
+    class Stuck(nn.Dropout):
+        def train(self, mode: bool = True) -> "Stuck":
+            return super().train(True)
+
+    class Sampling(Core):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = Stuck(0.5)
+
+        def between(self, x: Tensor) -> Tensor:
+            return self.drop(torch.tanh(x))
+
+    report = verified(Sampling())
+    assert failed(report) == ["eval_reaches_modules"] and report.culprit == "drop"
+    declared = verified(Sampling(), waivers=[waiver("drop", WaiverKind.MODE)])
+    assert declared.passed, declared.reason

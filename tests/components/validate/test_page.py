@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from support.gate_lab import PIPELINE, Bypassing, Candidate, Detached, World
+from support.gate_lab import PIPELINE, Candidate, Detached, Entangled, World
 
 from components.pipeline import Scored
 from components.validate import page as pages
@@ -140,8 +140,8 @@ def test_findings_of_the_source_are_listed(good: Evidence) -> None:
     assert "| source | 1 findings | none | **failed** |" in text
 
 
-def test_gradients_of_a_bypassing_model_are_drawn(tmp_path: Path) -> None:
-    evidence = Candidate(Bypassing).evidence(tmp_path)
+def test_gradients_of_an_entangled_model_are_drawn(tmp_path: Path) -> None:
+    evidence = Candidate(Entangled).evidence(tmp_path)
     assert not evidence.contract.passed
     assert "gradients.png" in make_page(PIPELINE, evidence, LOSSES).pictures
 

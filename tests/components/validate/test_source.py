@@ -13,6 +13,7 @@ from components import import_guard
 from components.errors import ConfigError
 from components.import_guard import NetworkRefusedError, network_refused
 from components.pipeline import load_pipeline
+from components.validate import source_files
 from components.validate.source import RULES, SourceReport, scan_source, verify_source
 from components.validate.source_files import component_files
 
@@ -182,6 +183,15 @@ def test_other_peoples_modules_are_not_looked_at(project: Callable[..., None]) -
     assert component_files(["sys"]) == []
     own = component_files(["components.metrics", "torch.nn.functional"])
     assert [name for name, _ in own] == ["components/metrics.py"]
+
+
+def test_code_of_assay_beside_a_component_is_not_looked_at(
+    project: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(engine__core="import pickle\n", alpha="import engine.core\n")
+    assert "engine/core.py" in [name for name, _ in component_files(["alpha"])]
+    monkeypatch.setattr(source_files, "_OWN", (tmp_path / "engine",))
+    assert [name for name, _ in component_files(["alpha"])] == ["alpha.py"]
 
 
 @pytest.mark.parametrize("name", ["digits", "flights"])
