@@ -5,6 +5,7 @@ the mode that the model is in, from one seed. Tolerances are the defaults of the
 """
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,10 @@ SLOW_ELEMENTS = 800
 JAX_STEP, JAX_TOLERANCE = 1e-4, 1e-5
 
 
+class FailedAlreadyError(Exception):
+    """The fast gradcheck has failed and repeats everything in slow mode for its message."""
+
+
 class Objective(nn.Module):
     """The loss on one batch as a module, so that its weights can be handed in."""
 
@@ -28,10 +33,13 @@ class Objective(nn.Module):
         self.model = copy.deepcopy(subject.model).double()
         self._loss, self._batch = subject.loss, widened(subject.batches[0])
         self.calls = 0
+        self.limit = math.inf
 
     def forward(self) -> Tensor:
         """The loss, always from the same random state."""
         self.calls += 1
+        if self.calls > self.limit:
+            raise FailedAlreadyError
         torch.manual_seed(SEED)
         return self._loss(self.model, self._batch)
 
@@ -66,6 +74,8 @@ def one_direction(subject: Subject) -> Answer:
 
 def _gradcheck(subject: Subject, *, fast: bool) -> Answer:
     def passes(objective: Objective, weights: dict[str, Tensor]) -> bool:
+        # A pass takes two losses per tensor and a few more.
+        objective.limit = 2 * len(weights) + 10 if fast else math.inf
         return torch.autograd.gradcheck(
             lambda *values: objective.at(dict(zip(weights, values, strict=True))),
             tuple(weights.values()),
@@ -104,9 +114,11 @@ def _along_one_direction(objective: Objective, weights: dict[str, Tensor]) -> bo
 def _judged(subject: Subject, passes: Callable[[Objective, dict[str, Tensor]], bool]) -> Answer:
     with double_precision():
         objective = Objective(subject)
+        alarm, reason = True, ""
         try:
             alarm = not passes(objective, objective.weights())
-            reason = ""
+        except FailedAlreadyError:
+            reason = "gradcheck failed"
         except (RuntimeError, ValueError) as error:  # a refusal is an alarm to whoever calls it
-            alarm, reason = True, f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"
     return Answer(alarm, reason=reason, forwards=objective.calls)

@@ -28,11 +28,11 @@ import torch
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path += [str(CHECKOUT), str(CHECKOUT / "tests")]  # in this order: tests holds components too
 
-import gradient_tables
-from faults import campaign
-from faults.campaign import Answer, Detector, Outcome
-from gradient_large import measure
-from gradient_references import gradcheck_fast, gradcheck_slow, one_direction
+import gradient_tables  # noqa: E402
+from faults import campaign  # noqa: E402
+from faults.campaign import Answer, Detector, Outcome  # noqa: E402
+from gradient_large import measure  # noqa: E402
+from gradient_references import gradcheck_fast, gradcheck_slow, one_direction  # noqa: E402
 
 OURS = "verify_gradients"
 DETECTORS: dict[str, Detector] = {

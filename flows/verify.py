@@ -57,7 +57,8 @@ def _headed(head: str, verdict: str, details: Iterator[str]) -> list[tuple[str, 
 
 def _source(report: SourceReport) -> tuple[str, Iterator[str]]:
     hidden = f", {report.suppressed} findings hidden by nosec" if report.suppressed else ""
-    verdict = f"{_verdict(report.passed)}: {len(report.files)} files{hidden}"
+    count = f"{len(report.files)} {'file' if len(report.files) == 1 else 'files'}"
+    verdict = f"{_verdict(report.passed)}: {count}{hidden}"
     return verdict, (f"{f.sentence}  {f.code}  ({f.rule})" for f in report.findings)
 
 
@@ -73,7 +74,10 @@ def _gradients(report: GradientReport | None) -> tuple[str, Iterator[str]]:
     if report is None:
         return "not looked at", iter(())
     good = sum(t.verdict not in (Verdict.FAIL, Verdict.UNVERIFIABLE) for t in report.tensors)
-    count = f"{good} of {len(report.tensors)} tensors hold"
+    checks = sum(check.passed for check in report.checks)
+    count = (
+        f"{good} of {len(report.tensors)} tensors and {checks} of {len(report.checks)} checks hold"
+    )
     return f"{_verdict(report.passed)}: {count}", _gradient_faults(report)
 
 

@@ -44,11 +44,16 @@ _SHRINKING = (0.1, 0.01)
 
 
 def find_suspects(
-    slots: Sequence[Slot], points: Sequence[Point], precision: Precision, seed: int
+    slots: Sequence[Slot],
+    points: Sequence[Point],
+    precision: Precision,
+    seed: int,
+    *,
+    acquittals: int = 1,
 ) -> list[Slot]:
     """Slots to be compared alone, because the direction over all disagrees at two points.
 
-    None, after two forwards, if it agrees at the first point.
+    None, after two forwards each, if it agrees at the first points, `acquittals` of them.
     """
     agreements, disagreements = 0, 0
     for place, point in enumerate(points if slots else ()):
@@ -61,7 +66,7 @@ def find_suspects(
                 disagreements += 1
                 if disagreements == 2:
                     return balance.narrowed(sound)
-        if agreements == 2 or agreements > disagreements:
+        if agreements == 2 or (not disagreements and agreements >= acquittals):
             return []
     return list(slots) if disagreements > agreements else []
 
@@ -76,10 +81,11 @@ class Balance:
     precision: Precision
     seed: int
 
-    def agreement(self, slots: Sequence[Slot]) -> Rung | None:
+    def agreement(self, slots: Sequence[Slot], *, patient: bool = True) -> Rung | None:
         """The step at which difference and gradients agree along the direction; None if none.
 
-        Takes two forwards if they agree at once. The rung's `h` is the median over the slots.
+        Takes two forwards if they agree at once; shorter steps are tried only if `patient`. The
+        rung's `h` is the median over the slots.
         """
         steps = self._steps(slots)
         first = self._measure(slots, steps, 1.0)
@@ -88,7 +94,7 @@ class Balance:
             first = judged_again(first, self.reading, self.precision)
         if first.noisy or first.agrees:
             return None if first.noisy else first
-        for share in _SHRINKING:
+        for share in _SHRINKING if patient else ():
             rung = self._measure(slots, steps, share)
             shrunk = rung.error <= SHRINKAGE * share * first.error
             if rung.agrees and shrunk and rung.floor <= HIDING_SHARE * rung.scale:
@@ -101,9 +107,9 @@ class Balance:
             return list(slots)
         cut = _cut(slots)
         first, last = slots[:cut], slots[cut:]
-        found = [] if self.agreement(first) else self.narrowed(first)
+        found = [] if self.agreement(first, patient=False) else self.narrowed(first)
         # Where the first half agrees the other cannot, so that it need not be asked as a whole.
-        if not found or not self.agreement(last):
+        if not found or not self.agreement(last, patient=False):
             found += self.narrowed(last)
         return found
 

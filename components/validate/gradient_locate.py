@@ -6,7 +6,7 @@ fault fails; the one whose own children are clean is the culprit.
 
 A module that was called several times is replayed on each of these calls, and one that cannot be
 run alone is passed over in favour of its children. Outputs that carry no gradient (a mask, a
-statistic) count only where there are no others, or if no module fails without them.
+statistic) count only where there are no others, or where nothing deeper fails without them.
 """
 
 from __future__ import annotations
@@ -111,12 +111,18 @@ def locate(
     Outcomes in `excused` (those that a waiver allows) do not count. None if no module fails.
     """
     calls = record_calls(twin, batch)
-    for every_output in (False, True):
-        search = _Search(twin, calls, precision, excused, seed, every_output=every_output)
-        found = [pair for root in search.children(None) for pair in search.culprits(root)]
-        if found:
-            return max(found)[1]
-    return None
+    strict, full = (
+        _Search(twin, calls, precision, excused, seed, every_output=every)
+        for every in (False, True)
+    )
+    found = [pair for root in strict.children(None) for pair in strict.culprits(root)]
+    if not found:
+        found = [pair for root in full.children(None) for pair in full.culprits(root)]
+        return max(found)[1] if found else None
+    # One of several outputs may be cut off inside a module whose others are sound.
+    culprit = max(found)[1]
+    deeper = [pair for child in full.children(culprit) for pair in full.culprits(child)]
+    return max(deeper)[1] if deeper else culprit
 
 
 def reaches_output(twin: Twin, slot: Slot, batch: int, seed: int) -> bool:
@@ -240,7 +246,7 @@ class _Search:
             empty = [slot for slot in slots if not has_gradient(reading, slot)]
             generator = generator_for(self._seed, 1)
             unread = reads_none(empty, points[0], reading, self._precision, generator)
-        suspects = find_suspects(slots, points, self._precision, self._seed)
+        suspects = find_suspects(slots, points, self._precision, self._seed, acquittals=2)
         return suspects if unread else [*empty, *(s for s in suspects if s not in empty)]
 
 

@@ -239,14 +239,20 @@ def _spoiled_at_once(twin: Twin, reading: Reading, *, training: bool) -> list[Fi
 def _spoiled_later(twin: Twin, slots: Sequence[Slot], batches: Sequence[int]) -> list[Finding]:
     """Slots whose loss or gradient is NaN or infinite on further batches at the given weights."""
     twin.set_mode(True)
-    found: dict[str, Finding] = {}
+    found: dict[str, int] = {}
     for batch in batches:
-        reading = twin.reading(batch)
-        for slot in slots:
-            if not reading.finite_for(slot.name):
-                bad = Finding(slot, True, Verdict.FAIL, Cause.NON_FINITE, batch=batch)
-                found.setdefault(slot.name, bad)
-    return list(found.values())
+        for name in _not_finite(twin.reading(batch)):
+            found.setdefault(name, batch)
+    return [
+        Finding(slot, True, Verdict.FAIL, Cause.NON_FINITE, batch=found[slot.name])
+        for slot in slots
+        if slot.name in found
+    ]
+
+
+def _not_finite(reading: Reading) -> list[str]:
+    # Takes the reading over, so that it is gone before the next one is made.
+    return [name for name in reading.gradients if not reading.finite_for(name)]
 
 
 def _identical(one: Reading, other: Reading) -> bool:

@@ -50,8 +50,11 @@ SHRINKAGE = 0.5
 # one that still moves comes from kinks, which get rarer as steps shrink, so the ladder goes on.
 MIN_RUNGS = 3
 STEADY_SHARE = 0.01
+# Two steps that differ by this factor say as much as the rungs of a ladder.
+FAR_APART = 50.0
 # Relative steps that reach across the plateaus of a step function such as torch.round.
 PLATEAU_STEPS = (0.1, 1.0)
+PLATEAU_FLOOR = 0.5
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,11 @@ def reach(slot: Slot) -> float:
     return float(slot.values().norm()) + STEP_FLOOR * math.sqrt(slot.size)
 
 
+def plateau_reach(slot: Slot) -> float:
+    """Length of a step that is to leave a plateau, also for a tensor of zeros."""
+    return float(slot.values().norm()) + PLATEAU_FLOOR * math.sqrt(slot.size)
+
+
 def expected_slope(slot: Slot, gradient: Tensor | None) -> float:
     """Size of the derivative to expect along a random step with h = 1."""
     if gradient is None:
@@ -270,6 +278,8 @@ class _Line:
                 return Comparison(Outcome.NOISY, ladder[-1])
             if ladder[-1].agrees and _fell_faster_than_step(ladder):
                 return self.agreement(ladder[-1], reading, doubted=True)
+            if _far_apart_and_steady(first, ladder[-1]):
+                break
             if len(ladder) >= MIN_RUNGS and _is_steady(ladder):
                 break
         # Below the rounding floor the last rung says nothing; the first is the best resolved one.
@@ -290,7 +300,8 @@ class _Line:
         return Comparison(Outcome.HIDDEN if hidden else Outcome.UNRESOLVED, rung)
 
     def reacts_beyond_plateau(self, rung: Rung, reading: Reading) -> bool:
-        scale = reach(self.slot) / (float(self.direction.norm()) or 1.0)
+        norm = float(self.direction.norm()) or 1.0
+        scale = plateau_reach(self.slot) / norm
         moves = (abs(self.shifted(h * scale) - reading.loss) for h in PLATEAU_STEPS)
         return any(move > rung.floor + 2 * reading.noise for move in moves)
 
@@ -305,6 +316,12 @@ def _fell_faster_than_step(ladder: Sequence[Rung]) -> bool:
     if len(ladder) == 1:
         return True
     return last.error * first.length <= SHRINKAGE * first.error * last.length
+
+
+def _far_apart_and_steady(first: Rung, rung: Rung) -> bool:
+    """An error proportional to the step over a wide range of steps is no kink."""
+    wide = rung.h >= FAR_APART * first.h
+    return wide and first.floor <= STEADY_SHARE * first.error and _is_steady([rung, first])
 
 
 def _is_steady(ladder: Sequence[Rung]) -> bool:

@@ -38,6 +38,8 @@ from components.validate.gradient_unhooked import HOOKS, differing, hooks_and_ch
 
 # A power of two: scaling by it is exact.
 _SCALE = 0.25
+# Elements from which on gradients are read a second time rather than kept.
+_HEAVY = 1_000_000
 # Which failed check names the culprit: the most specific first.
 _BLAMED_FIRST = (
     "modules_called",
@@ -92,6 +94,9 @@ def step_checks(
         away = _settled_reading(twin)
     switched = [path for path in _in_train_mode(twin.model) if path not in before]
     whole, calls = (away, other_calls) if training else (home, second.calls)
+    reread = training and _is_heavy(twin) and not (twin.has_hooks or second.checkpoints)
+    if reread:
+        home.gradients.clear()
     twin.set_mode(False)
     found = [
         *second.findings,
@@ -102,6 +107,8 @@ def step_checks(
     ]
     twin.set_mode(training)
     twin.clear_gradients()
+    if reread:
+        home.gradients.update(twin.reading(0).gradients)
     if optimizer is not None:
         found.append(StepFinding(optimizer_covers(model, optimizer)))
         found.append(optimizer_updates(model, optimizer, home, twin, waivers))
@@ -133,6 +140,11 @@ def _blame(
 
 def _in_train_mode(model: nn.Module) -> list[str]:
     return [path for path, module in model.named_modules() if module.training]
+
+
+def _is_heavy(twin: Twin) -> bool:
+    """True where a third set of gradients would cost more than reading one set anew."""
+    return sum(slot.size for slot in twin.slots) >= _HEAVY
 
 
 def _precedence(failed: StepFinding) -> tuple[bool, int]:

@@ -17,7 +17,7 @@ from components.validate.gradient_probe import (
     Rung,
     compare,
     has_gradient,
-    reach,
+    plateau_reach,
     rounding_floor,
 )
 from components.validate.gradient_slots import Reading, Slot
@@ -101,7 +101,9 @@ def _silence(
         for h in PLATEAU_STEPS:
             for slot, values in zip(slots, kept, strict=True):
                 z = slot.normal(generator)
-                slot.values().copy_(values).add_(z, alpha=h * reach(slot) / (z.norm() or 1.0))
+                slot.values().copy_(values).add_(
+                    z, alpha=h * plateau_reach(slot) / (z.norm() or 1.0)
+                )
             moves.append(abs(point.value() - reading.loss))
     finally:
         for slot, values in zip(slots, kept, strict=True):

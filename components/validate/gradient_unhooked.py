@@ -26,6 +26,8 @@ from components.validate.gradient_twin import Twin
 HOOKS = "hooks_keep_gradients"
 # Identical backward passes may differ by the summation order of a parallel device.
 _REPEAT_UNITS = 1e4
+# A gradient that cancels to zero, as of a shift before a softmax, leaves the rounding of its terms.
+_CANCELLED_UNITS = 1e2
 # The same with numbers of lower precision inside, where half precision may lose small ones.
 _LOWERED_BOUND = 1e-2
 # Modules with hooks that are tried one by one to find the one that changes gradients.
@@ -157,7 +159,8 @@ def differing(twin: Twin, home: Reading, slots: Sequence[Slot], factor: float) -
     if twin.lowered:
         bound = _LOWERED_BOUND
     norms = (float(g.norm()) for g in home.gradients.values() if g is not None)
-    floor = torch.finfo(torch.float64).eps * max((n for n in norms if isfinite(n)), default=0.0)
+    largest = max((n for n in norms if isfinite(n)), default=0.0)
+    floor = _CANCELLED_UNITS * torch.finfo(torch.float64).eps * largest
     names = []
     for slot in slots:
         expected, got = home.gradients[slot.name], twin.gradient(slot)

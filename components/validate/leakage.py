@@ -122,7 +122,8 @@ def _repeated(overlap: Overlap, what: str) -> list[str]:
     if overlap.share <= overlap.allowed_share:
         return []
     first = ", ".join(map(str, overlap.first))
-    more = ", ..." if overlap.rows > len(overlap.first) else ""
+    rest = overlap.rows - len(overlap.first)
+    more = f" and {rest:,} more" if rest else ""
     allowed = f"at most {overlap.allowed_share:.2%}" if overlap.allowed_share else "none"
     return [
         f"held-out rows must not stand in training; {overlap.rows:,} ({overlap.share:.2%}, allowed "

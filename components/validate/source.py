@@ -7,7 +7,9 @@ reported.
 """
 
 import logging
+import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -213,13 +215,27 @@ def _harmless(issue: Any) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Bandit reports trouble with a file on its logger; here it becomes a finding."""
-    logger = logging.getLogger("bandit")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Let bandit, and stevedore, which loads its plugins, say and leave nothing.
+
+    Trouble with a file becomes a finding. A plugin that lacks a library is none of ours, and
+    stevedore would keep a cache in the home folder where no file ``.disable`` forbids it.
+    """
+    loggers = [logging.getLogger(name) for name in ("bandit", "stevedore")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    before = os.environ.get("XDG_CACHE_HOME")
     try:
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bandit calls its plugin loader in a deprecated way
+            cache = Path(folder, "python-entrypoints")
+            cache.mkdir()
+            (cache / ".disable").touch()
+            os.environ["XDG_CACHE_HOME"] = folder
             yield
     finally:
-        logger.setLevel(level)
+        os.environ.pop("XDG_CACHE_HOME", None)
+        if before is not None:
+            os.environ["XDG_CACHE_HOME"] = before
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -69,7 +69,7 @@ REJECTED = {
         Candidate(world=World(repeated=7)),
         r"leakage: held-out rows must not stand in training; 7 \(1\.17%, allowed at most 1\.00%\) "
         r"have the features and label of a training row, the first with the numbers 593, 594, "
-        r"595, 596, 597, \.\.\.\. ",
+        r"595, 596, 597 and 2 more\. ",
     ),
     "keys": (
         Candidate(world=World(shared_keys=1)),

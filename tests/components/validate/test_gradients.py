@@ -132,7 +132,8 @@ def test_hand_derivative_equals_autograd_and_the_difference() -> None:
     assert [abs(r.analytic / r.length) for r in rungs] == pytest.approx([-DW, -DB], rel=1e-9)
     # h (||w|| + 0.05 sqrt(n)) with n = 1
     reach = [W + 0.05, B + 0.05]
-    assert [r.length for r in rungs] == pytest.approx([r.h * s for r, s in zip(rungs, reach)])
+    lengths = [r.h * size for r, size in zip(rungs, reach, strict=True)]
+    assert [r.length for r in rungs] == pytest.approx(lengths)
 
 
 def test_hand_example_passes_and_its_crooked_version_fails() -> None:

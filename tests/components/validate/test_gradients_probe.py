@@ -88,7 +88,8 @@ def test_noise_widens_the_tolerance_until_it_exceeds_it() -> None:
 def test_a_scaled_gradient_is_a_mismatch_at_every_step(factor: float, seed: int) -> None:
     found = compared(Cubic(weights(3.0, 4.0, -2.0), factor=factor), seed=seed)
     assert found.outcome is Outcome.MISMATCH
-    assert found.rung.h == 1e-6
+    # The first step and the top of the ladder are enough, or three rungs of the ladder.
+    assert found.rung.h in {1e-4, 1e-6}
 
 
 @pytest.mark.parametrize("seed", range(5))
