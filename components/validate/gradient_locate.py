@@ -45,6 +45,7 @@ _MISHAPS = (
     TypeError,
     ValueError,
 )
+_SMALL_STEP = 1e-4
 # Calls of one module that are kept: the first ones and the last ones.
 _FIRST_CALLS, _LAST_CALLS = 4, 4
 
@@ -126,14 +127,15 @@ def locate(
 
 
 def reaches_output(twin: Twin, slot: Slot, batch: int, seed: int) -> bool:
-    """True when a large step of the slot changes what the outermost modules return.
+    """True when a small step of the slot changes what the outermost modules return.
 
     A loss may be blind to a tensor that the model does use: a shift of all scores cancels in a
-    difference of scores.
+    difference of scores, or in a sum of hinges of which as many rise as fall.
     """
     given = slot.values().clone()
     before = _outermost_outputs(twin, batch)
-    slot.values().add_(slot.normal(generator_for(seed)) * (1 + float(given.abs().max())))
+    step = _SMALL_STEP * (1 + float(given.abs().max()))
+    slot.values().add_(slot.normal(generator_for(seed)), alpha=step)
     try:
         after = _outermost_outputs(twin, batch)
     finally:

@@ -105,8 +105,12 @@ class _Plan:
 
     def excused_if_blind(self, finding: Finding) -> Finding:
         """A pass where the loss is blind to a tensor that is on its graph and changes outputs."""
-        connected = self._readings[True].gradients[finding.slot.name] is not None
-        if finding.cause is not Cause.UNUSED or not connected:
+        rung = finding.comparison.rung if finding.comparison else None
+        flat = finding.cause is Cause.UNUSED or (
+            # It reacts to long steps only; where no tensor has a gradient, it is a staircase.
+            finding.cause is Cause.BROKEN_PATH and rung is not None and rung.agrees and self.in_home
+        )
+        if not flat or self._readings[True].gradients[finding.slot.name] is None:
             return finding
         self.twin.set_mode(True)
         blind = reaches_output(self.twin, finding.slot, finding.batch, self.seed)

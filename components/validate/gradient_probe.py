@@ -55,6 +55,8 @@ FAR_APART = 50.0
 # Relative steps that reach across the plateaus of a step function such as torch.round.
 PLATEAU_STEPS = (0.1, 1.0)
 PLATEAU_FLOOR = 0.5
+# So far from the point a loss rounds more coarsely; a reaction must exceed the floor by this.
+_PLATEAU_UNITS = 1e4
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,12 @@ def reach(slot: Slot) -> float:
     return float(slot.values().norm()) + STEP_FLOOR * math.sqrt(slot.size)
 
 
+def reaction(reading: Reading, precision: Precision) -> float:
+    """Change of the loss, after a step off a plateau, that rounding and noise do not explain."""
+    units = _PLATEAU_UNITS if precision.adaptive else 1.0
+    return units * rounding_floor(reading, precision) + 2 * reading.noise
+
+
 def plateau_reach(slot: Slot) -> float:
     """Length of a step that is to leave a plateau, also for a tensor of zeros."""
     return float(slot.values().norm()) + PLATEAU_FLOOR * math.sqrt(slot.size)
@@ -292,18 +300,18 @@ class _Line:
             if gradient is not None and reading.loss == 0.0:
                 # A satisfied hinge: flat, with nothing to tell a used tensor from an unused one.
                 return Comparison(Outcome.HIDDEN, rung)
-            reacts = self.reacts_beyond_plateau(rung, reading)
+            reacts = self.reacts_beyond_plateau(reading)
             return Comparison(Outcome.BROKEN_PATH if reacts else Outcome.SILENT, rung)
         if rung.floor <= self.precision.resolved * rung.scale:
             return Comparison(Outcome.AGREES, rung)
         hidden = doubted and rung.floor > HIDING_SHARE * rung.scale
         return Comparison(Outcome.HIDDEN if hidden else Outcome.UNRESOLVED, rung)
 
-    def reacts_beyond_plateau(self, rung: Rung, reading: Reading) -> bool:
+    def reacts_beyond_plateau(self, reading: Reading) -> bool:
         norm = float(self.direction.norm()) or 1.0
         scale = plateau_reach(self.slot) / norm
         moves = (abs(self.shifted(h * scale) - reading.loss) for h in PLATEAU_STEPS)
-        return any(move > rung.floor + 2 * reading.noise for move in moves)
+        return any(move > reaction(reading, self.precision) for move in moves)
 
 
 def _below(h: float, precision: Precision) -> list[float]:

@@ -18,6 +18,7 @@ from components.validate.gradient_probe import (
     compare,
     has_gradient,
     plateau_reach,
+    reaction,
     rounding_floor,
 )
 from components.validate.gradient_slots import Reading, Slot
@@ -108,7 +109,7 @@ def _silence(
     finally:
         for slot, values in zip(slots, kept, strict=True):
             slot.values().copy_(values)
-    if not max(moves) <= floor + 2 * reading.noise:
+    if not max(moves) <= reaction(reading, precision):
         return None
     rung = Rung(PLATEAU_STEPS[-1], 0.0, 0.0, max(moves), max(moves), floor, floor, noisy=False)
     return Comparison(Outcome.SILENT, rung)
