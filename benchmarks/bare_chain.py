@@ -55,7 +55,7 @@ def main(name: str, home: Path, seed: int) -> None:
             tracking.put(run_id, path, "train")
         model, encoding = load_model(pipeline, config, files.encoding, files.weights)
         evidence = collect_evidence(
-            pipeline, model, encoding, snapshot, seed=job.seed, key=job.row_key
+            pipeline, config, model, encoding, snapshot, seed=job.seed, key=job.row_key
         )
         evidence.require_passed()
         for key, report in evidence.reports().items():

@@ -2,12 +2,12 @@
 
 import gc
 import time
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from faults.campaign import Detector, Subject
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,11 +58,11 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return functional.cross_entropy(model(words), label)
 
 
-def measure(detector: str) -> Large:
+def measure(name: str, detector: Detector) -> Large:
     """Run a detector on the large model in a process of its own."""
     context = get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(detector, sending))
+    process = context.Process(target=_run, args=(name, detector, sending))
     process.start()
     sending.close()
     try:
@@ -71,13 +71,9 @@ def measure(detector: str) -> Large:
         process.join()
 
 
-def _run(detector: str, sending: Any) -> None:
-    from __mp_main__ import DETECTORS
-    from faults.campaign import Subject
-
+def _run(name: str, judge: Detector, sending: Any) -> None:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    judge: Callable[[Any], Any] = DETECTORS[detector]
     small = nn.Sequential(nn.Embedding(WORDS, 8), nn.Flatten(), nn.Linear(8 * TOKENS, 10))
     judge(Subject(small, loss, _batches()))  # whatever is imported on the way is not counted
     model = Encoder()
@@ -87,10 +83,11 @@ def _run(detector: str, sending: Any) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: proc(5)
     started = time.perf_counter()
     answer = judge(subject)
+    assert answer is not None
     seconds = time.perf_counter() - started
     sending.send(
         Large(
-            detector,
+            name,
             sum(p.numel() for p in model.parameters()),
             len(list(model.parameters())),
             answer.alarm,

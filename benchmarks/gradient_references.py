@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from faults.campaign import Answer, Subject
-from faults.oracle import double_precision, widened
+from faults.oracle import double_precision, widened, widened_model
 from torch import Tensor, nn
 
 SEED = 0
@@ -30,7 +30,7 @@ class Objective(nn.Module):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__()
-        self.model = copy.deepcopy(subject.model).double()
+        self.model = widened_model(copy.deepcopy(subject.model))
         self._loss, self._batch = subject.loss, widened(subject.batches[0])
         self.calls = 0
         self.limit = math.inf

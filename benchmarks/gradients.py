@@ -115,7 +115,9 @@ def main() -> None:
     gradient_tables.comparison(outcomes, names)
     gradient_tables.false_alarms(answers, names)
     gradient_tables.cost(answers, names, tuple(campaign.ARCHITECTURE_BY_NAME))
-    gradient_tables.large([measure(name) for name in names if name != "gradcheck slow"])
+    gradient_tables.large(
+        [measure(name, DETECTORS[name]) for name in names if name != "gradcheck slow"]
+    )
 
 
 if __name__ == "__main__":

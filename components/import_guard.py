@@ -43,7 +43,7 @@ class NetworkRefusedError(OSError):
 
 
 _lock = threading.Lock()
-_watching: list[list[Attempt]] = []
+_watching: list[tuple[int, list[Attempt]]] = []
 _installed = False
 attempts: list[Attempt] = []
 """Every attempt that was refused in this process."""
@@ -51,9 +51,10 @@ attempts: list[Attempt] = []
 
 @contextmanager
 def network_refused() -> Iterator[list[Attempt]]:
-    """Refuse the network inside the block, and collect what tried to use it.
+    """Refuse the network to this thread inside the block, and collect what tried to use it.
 
-    The attempts are collected even where the module catches the error and goes on.
+    The attempts are collected even where the module catches the error and goes on. Other threads go
+    on undisturbed: a worker talks to its server while it imports a pipeline.
     """
     global _installed
     found: list[Attempt] = []
@@ -61,20 +62,25 @@ def network_refused() -> Iterator[list[Attempt]]:
         if not _installed:
             sys.addaudithook(_refuse)  # it cannot be removed, so there must be only one
             _installed = True
-    _watching.append(found)
+    watch = (threading.get_ident(), found)
+    _watching.append(watch)
     try:
         yield found
     finally:
-        _watching.remove(found)
+        _watching[:] = [other for other in _watching if other is not watch]
 
 
 def _refuse(event: str, arguments: tuple[object, ...]) -> None:
     if not _watching or event not in _EVENTS or _is_local(event, arguments):
         return
+    here = threading.get_ident()
+    watching = [found for thread, found in _watching if thread == here]
+    if not watching:
+        return
     file, line = _culprit(sys._getframe(1))
     attempt = Attempt(event, file, line)
     attempts.append(attempt)
-    for found in _watching:
+    for found in watching:
         found.append(attempt)
     raise NetworkRefusedError(
         f"a module must not use the network while it is imported; {file}:{line} led to {event}. "

@@ -16,6 +16,7 @@ from torch import Tensor
 from components.contract import DataSource, Model, SourceContext
 from components.data.encoding import Features
 from components.errors import AssayError, ConfigError
+from components.import_guard import network_refused
 from components.pipeline_entries import GROUP, pipeline_entries
 from components.train.config import TrainConfig
 from components.validate.gradient_report import Waiver
@@ -186,7 +187,8 @@ def load_pipeline(name: str) -> Pipeline:
         )
     entry = entries[name]
     try:
-        pipeline = entry.load()
+        with network_refused():
+            pipeline = entry.load()
     except AssayError:
         raise
     except Exception as error:

@@ -35,7 +35,7 @@ def validate(trained: TrainedModel) -> ValidatedModel:
         model, encoding = load_model(pipeline, config, encoding_file, weights)
         snapshot = open_data(pipeline, space.settings, job)
         evidence = collect_evidence(
-            pipeline, model, encoding, snapshot, seed=job.seed, key=job.row_key
+            pipeline, config, model, encoding, snapshot, seed=job.seed, key=job.row_key
         )
         kept = {
             name: space.put(f"{name}.json", report.model_dump_json(indent=1))

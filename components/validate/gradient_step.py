@@ -36,8 +36,9 @@ from components.validate.gradient_slots import Reading, Slot
 from components.validate.gradient_twin import Twin
 from components.validate.gradient_unhooked import HOOKS, differing, hooks_and_checkpoints
 
-# A power of two: scaling by it is exact.
-_SCALE = 0.25
+# Powers of two, by which scaling is exact: one large enough to reach a limit that clips scaled
+# gradients only, and one that half precision inside the model survives.
+_SCALE, _LOWERED_SCALE = 1024.0, 0.25
 # Elements from which on gradients are read a second time rather than kept.
 _HEAVY = 1_000_000
 # Which failed check names the culprit: the most specific first.
@@ -175,7 +176,7 @@ def _second_backward(
     losses: list[float] = []
 
     def call() -> None:
-        losses.append(twin.backward(0, scale=_SCALE))
+        losses.append(twin.backward(0, scale=_scale(twin)))
 
     with ExitStack() as stack:
         checkpoints = stack.enter_context(watched_checkpoints(twin.model))
@@ -186,13 +187,17 @@ def _second_backward(
         # Recomputing calls functions of modules, not the modules.
         with plain_checkpoints():
             counts = count_calls(twin.model, lambda: twin.value(0))
-    odd = differing(twin, home, slots, 1 + _SCALE)
+    odd = differing(twin, home, slots, 1 + _scale(twin))
     twin.model.zero_grad()
     left = [slot.name for slot in twin.slots if _holds_gradient(slot)]
     wrong = _attributed(twin, home, slots, odd) if odd else {}
     twin.clear_gradients()
     findings = [_calls_finding(twin.model, counts), *_accumulation_findings(twin, wrong, left)]
     return _Second(findings, losses[0], checkpoints, calls)
+
+
+def _scale(twin: Twin) -> float:
+    return _LOWERED_SCALE if twin.lowered else _SCALE
 
 
 def _comparable(twin: Twin, home: Reading, waivers: Sequence[Waiver]) -> list[Slot]:
@@ -234,7 +239,7 @@ def _attributed(
         return differing(twin, home, slots, scale)
 
     # The first and the last are alike, in case that every other step differs.
-    drifting, scaled = apart(), apart(_SCALE)
+    drifting, scaled = apart(), apart(_scale(twin))
     _put_back(twin, home)
     twin.backward(0)
     doubled = differing(twin, home, slots, 2.0)
@@ -255,11 +260,12 @@ def _accumulation_findings(
         if adds
         else "a second backward pass without zero_grad adds to every gradient"
     )
+    scale = _scale(twin)
     scaled = (
-        f"the loss times {_SCALE} did not scale {listed(scales)}; gradients are clipped or "
+        f"the loss times {scale:g} did not scale {listed(scales)}; gradients are clipped or "
         "normalised before they are unscaled, do it right before the optimiser's step"
         if scales
-        else f"the loss times {_SCALE} scales every gradient by {_SCALE}"
+        else f"the loss times {scale:g} scales every gradient by {scale:g}"
     )
     repeated = "zero_grad clears every gradient and an identical step repeats them"
     if left:

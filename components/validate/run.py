@@ -1,12 +1,11 @@
 """The gates of validate on a trained model: contract, gradients, quality, leakage, source."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.contract import Model
 from components.data.encoding import Encoding, read_labels
@@ -15,14 +14,15 @@ from components.errors import AssayError, GateError
 from components.evaluate import answer_rows
 from components.export.predictors import TorchPredictor
 from components.pipeline import Pipeline, Scored
-from components.train.objective import mean_loss
-from components.train.run import to_tensors
+from components.train.config import TrainConfig
+from components.train.run import build_model, to_tensors
 from components.validate.baseline import label_frequencies
+from components.validate.component_rows import Batch, pipeline_loss, pipeline_waivers
 from components.validate.contract import verify_contract
 from components.validate.contract_report import ContractReport
 from components.validate.gate_report import GatesReport
 from components.validate.gates import check_quality
-from components.validate.gradient_report import GradientReport, Verdict, Waiver, WaiverKind
+from components.validate.gradient_report import GradientReport, Verdict
 from components.validate.gradients import verify_gradients
 from components.validate.leakage import LeakageReport, check_leakage
 from components.validate.source import SourceReport, verify_source
@@ -33,8 +33,6 @@ BATCHES = 3
 MOST_NAMED = 5
 SCORABLE = ("conformance", "metadata", "inputs", "outputs", "finite")
 """Contract checks without which there is nothing to score."""
-
-Batch = tuple[tuple[Tensor, ...], Tensor]
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,7 @@ class Evidence:
 
 def collect_evidence(
     pipeline: Pipeline,
+    config: TrainConfig,
     model: Model,
     encoding: Encoding,
     snapshot: Snapshot,
@@ -109,6 +108,7 @@ def collect_evidence(
 
     Args:
         pipeline: Gives loss, metrics, quality gates and leakage alarms.
+        config: What the model was built with; a fresh instance must take its weights.
         model: In eval mode, on CPU.
         encoding: How rows become the model's inputs.
         snapshot: Its training rows serve the contract and gradient checks, those held out the
@@ -120,7 +120,12 @@ def collect_evidence(
         DataError: The stored rows are damaged.
         ConfigError: bandit is not installed.
     """
-    contract = verify_contract(model, contract_batches(encoding, snapshot))
+    contract = verify_contract(
+        model,
+        contract_batches(encoding, snapshot),
+        fresh=lambda: build_model(pipeline, encoding, config),
+        waivers=pipeline_waivers(pipeline, model),
+    )
     gradients, trouble = _check_gradients(pipeline, model, encoding, snapshot, seed)
     scored = None
     if all(check.passed for check in contract.checks if check.name in SCORABLE):
@@ -173,22 +178,16 @@ def _check_gradients(
     batches = gradient_batches(pipeline, encoding, snapshot)
     try:
         report = verify_gradients(
-            model, _loss_of(pipeline), batches, seed=seed, waivers=_waivers(pipeline, model)
+            model,
+            pipeline_loss(pipeline),
+            batches,
+            seed=seed,
+            waivers=pipeline_waivers(pipeline, model),
         )
     except Exception as error:  # noqa: BLE001  the model's own code may raise anything
         what = f"{type(error).__name__}: {error}"
         return None, (f"gradients: forward and backward must run in float64; they raised {what}",)
     return report, ()
-
-
-def _waivers(pipeline: Pipeline, model: Model) -> tuple[Waiver, ...]:
-    """The declared waivers, and one for every parameter that the pipeline freezes by name."""
-    frozen = tuple(
-        Waiver(tensor=name, kind=WaiverKind.FROZEN, reason="declared in the pipeline's frozen")
-        for name, parameter in model.named_parameters()
-        if any(fnmatchcase(name, pattern) for pattern in pipeline.frozen)
-    )
-    return (*pipeline.waivers, *frozen)
 
 
 def _failing(report: GradientReport) -> str:
@@ -224,11 +223,3 @@ def gradient_batches(pipeline: Pipeline, encoding: Encoding, snapshot: Snapshot)
 def _starts(rows: int, wanted: int) -> list[int]:
     last = max(0, rows - wanted)
     return [round(last * part / (BATCHES - 1)) for part in range(BATCHES)]
-
-
-def _loss_of(pipeline: Pipeline) -> Callable[[nn.Module, Batch], Tensor]:
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        inputs, labels = batch
-        return mean_loss(pipeline.loss(model(*inputs), labels))
-
-    return loss

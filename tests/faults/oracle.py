@@ -90,13 +90,7 @@ class _Subject:
     """A model in float64; every evaluation starts from the same weights, buffers and seed."""
 
     def __init__(self, model: nn.Module, loss: Loss, batches: list[Any]) -> None:
-        self.model = model.double()
-        for module in self.model.modules():  # tensors that no registry knows
-            for value in vars(module).values():
-                if isinstance(value, list):
-                    _widen_all(value)
-                elif isinstance(value, Tensor) and value.is_floating_point():
-                    value.data = value.data.double()
+        self.model = widened_model(model)
         self._loss = loss
         self.batches = [widened(batch) for batch in batches]
         self._start = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
@@ -129,10 +123,15 @@ class _Subject:
         }
 
 
-def _widen_all(values: list[Any]) -> None:
-    for value in values:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            value.data = value.data.double()
+def widened_model(model: nn.Module) -> nn.Module:
+    """The model itself in float64, with the tensors that it holds outside of its registry."""
+    model.double()
+    for module in model.modules():
+        for held in vars(module).values():
+            for value in held if isinstance(held, list) else [held]:
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    value.data = value.data.double()
+    return model
 
 
 def widened(nest: Any) -> Any:

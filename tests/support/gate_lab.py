@@ -174,7 +174,8 @@ class Candidate:
         encoding = fit_encoding(FEATURES, rows.statistics)
         pipeline = replace(self.pipeline, model=self.model)
         key = SCHEMA.key
-        return collect_evidence(pipeline, self.build(encoding), encoding, rows, seed=0, key=key)
+        model = self.build(encoding)
+        return collect_evidence(pipeline, pipeline.config, model, encoding, rows, seed=0, key=key)
 
     def build(self, encoding: Encoding) -> Regression:
         """The model in eval mode."""

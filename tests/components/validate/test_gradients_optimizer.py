@@ -80,6 +80,7 @@ SOUND: dict[str, Make] = {
     "rate of zero": lambda m: torch.optim.SGD(m.parameters(), lr=0.0),
     "own rule": lambda m: Signed(m.parameters()),
     "own rule at rest": lambda m: Signed(m.parameters(), lr=0.0),
+    "own rule below rounding": lambda m: Signed(m.parameters(), lr=1e-12),
     "collecting": lambda m: Collecting(m.parameters()),
 }
 
@@ -102,12 +103,17 @@ def test_nothing_that_is_given_changes(make: Make) -> None:
     scheduler = lr_scheduler.ExponentialLR(optimizer, 0.9)
     trained(model, optimizer)
     scheduler.step()
-    optimizer.register_step_post_hook(lambda o, args, kwargs: model.head.weight.data.mul_(2))
+
+    def meddle(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        model.head.weight.data.mul_(2)
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-6)
+
+    optimizer.register_step_post_hook(meddle)
     before = copy.deepcopy(optimizer.state_dict())
     values = [p.detach().clone() for p in model.parameters()]
     gradients = [(p.grad, p.grad.clone()) for p in model.parameters() if p.grad is not None]
 
-    verified(model, optimizer=optimizer)
+    assert "not applicable" not in detail(verified(model, optimizer=optimizer))
 
     after = optimizer.state_dict()
     assert after["param_groups"] == before["param_groups"]

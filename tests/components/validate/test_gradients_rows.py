@@ -8,8 +8,11 @@ import torch
 from support.gradient_models import WIDTH, Healthy, Net, batches, checks_failed, squared, verified
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from components.validate.gradient_parts import outer_calls
 from components.validate.gradient_report import GradientReport, Waiver, WaiverKind
+from components.validate.gradient_twin import build_twin
 from components.validate.gradients import verify_gradients
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -255,6 +258,17 @@ class TimeFirst(nn.Module):
         return self.head(states.flatten(0, 1)), states.pow(2).mean()
 
 
+class RowFirst(nn.Module):
+    """Returns every row's steps one after the other (B T, F)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.reshape(-1, 2))
+
+
 class OtherLengths(nn.Module):
     """Cuts its output to the longest row of the batch."""
 
@@ -267,7 +281,7 @@ class OtherLengths(nn.Module):
         return self.head(x.unsqueeze(2))[:, : max(longest, 1)]
 
 
-@pytest.mark.parametrize("kind", [TimeFirst, OtherLengths])
+@pytest.mark.parametrize("kind", [TimeFirst, RowFirst, OtherLengths])
 def test_awkward_outputs_raise_no_alarm(kind: type[nn.Module]) -> None:
     def loss(model: nn.Module, x: Tensor) -> Tensor:
         out = model(x)
@@ -299,6 +313,17 @@ def test_a_leak_in_a_method_that_the_loss_calls() -> None:
     report = verify_gradients(Methods(Centred()), loss, batches())
     assert checks_failed(report) == ["rows_independent"]
     assert report.culprit == "block.1"
+
+
+def test_calls_made_by_recomputing_are_not_calls_of_the_loss() -> None:
+    class Recomputed(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(checkpoint(self.block, self.stem(x), use_reentrant=False))
+
+    twin, _ = build_twin(Recomputed(Healthy()), squared, batches(), seed=0)
+    with outer_calls(twin.model) as calls:
+        twin.backward(0)
+    assert [call.path for call in calls] == [""]
 
 
 def test_float32_inside_still_shows_a_leak() -> None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from components.validate.gradient_lint import eval_reaches_modules
 from components.validate.gradient_report import Cause, GradientReport, Verdict, Waiver, WaiverKind
 from components.validate.gradients import verify_gradients
 
@@ -377,5 +378,9 @@ def test_a_stuck_module_can_be_waived() -> None:
 
     report = verified(Sampling())
     assert failed(report) == ["eval_reaches_modules"] and report.culprit == "drop"
+    model = Sampling()
+    model.stem.eval()
+    eval_reaches_modules(model, (), ())
+    assert [m.training for m in (model, model.stem, model.drop)] == [True, False, True]
     declared = verified(Sampling(), waivers=[waiver("drop", WaiverKind.MODE)])
     assert declared.passed, declared.reason

@@ -1,9 +1,11 @@
 """Every rule of the look at a component's source finds its line, and shipped code is clean."""
 
 import importlib
+import socket
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -244,8 +246,6 @@ def test_network_at_import_is_refused_and_named(
 
 
 def test_local_sockets_and_hooks_are_left_alone(tmp_path: Path) -> None:
-    import socket
-
     before = len(import_guard.attempts)
     with (
         network_refused() as found,
@@ -255,3 +255,14 @@ def test_local_sockets_and_hooks_are_left_alone(tmp_path: Path) -> None:
         unix.connect(str(tmp_path / "absent"))
     assert found == []
     assert len(import_guard.attempts) == before
+
+
+def test_other_threads_keep_the_network() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, network_refused() as found:
+        place = listener.getsockname()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: socket.create_connection(place, timeout=5).close()).result()
+        assert found == []
+        with pytest.raises(NetworkRefusedError):
+            socket.create_connection(place, timeout=5)
+    assert len(found) == 1
