@@ -13,6 +13,7 @@ from components.validate.gradient_probe import LOOSE, STRICT, Outcome
 from components.validate.gradient_report import Cause, StepCheck, TensorCheck, Verdict
 from components.validate.gradient_step import StepOutcome
 from components.validate.gradient_twin import Twin
+from components.validate.gradient_unhooked import has_hook
 
 _OUTCOMES = {
     Cause.MISMATCH: Outcome.MISMATCH,
@@ -46,6 +47,10 @@ def assign_blame(
             owner = label(twin.model, step.hook_owner)
             return step.hook_owner, f"{headline}; without the hook of {owner} gradients differ"
         culprit = _replayed(twin, wrong, excused, seed)
+        if culprit is None and all(any(map(has_hook, f.slot.leaves)) for f in wrong):
+            # Replays leave out the hooks of parameters; in eval mode no other check runs them.
+            owner = common_module([f.slot.name for f in wrong])
+            return owner, f"{headline}; hooks of {label(twin.model, owner)} change them"
         if culprit is None and step is not None and step.culprit is not None:
             return step.culprit, f"{headline}; {step.reason}"
         return culprit, f"{headline}; {_replay_clause(twin.model, culprit)}"

@@ -198,6 +198,7 @@ def _torch_rule(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer
 def _step_on(stepper: torch.optim.Optimizer, entries: Sequence[_Entry]) -> None:
     for entry in entries:
         # Set again for every step: a hook may have changed them in place.
+        entry.copied.grad = None
         entry.copied.grad = entry.gradient()
     _step(stepper)
 

@@ -89,6 +89,10 @@ def step_checks(
     """
     second = _second_backward(twin, home, waivers, record=not training)
     hooks, changed = hooks_and_checkpoints(twin, home, second.checkpoints, waivers)
+    # Before there is a second set of gradients beside the optimiser's copied state.
+    updates = (
+        [] if optimizer is None else _optimizer_findings(twin, home, model, optimizer, waivers)
+    )
     twin.set_mode(not training)
     before = _in_train_mode(twin.model)
     with outer_calls(twin.model) as other_calls:
@@ -105,14 +109,12 @@ def step_checks(
         *row_checks(twin, whole, calls, waivers),
         eval_reaches_modules(twin.model, switched, waivers),
         copied_ties(model, waivers),
+        *updates,
     ]
     twin.set_mode(training)
     twin.clear_gradients()
     if reread:
         home.gradients.update(twin.reading(0).gradients)
-    if optimizer is not None:
-        found.append(StepFinding(optimizer_covers(model, optimizer)))
-        found.append(optimizer_updates(model, optimizer, home, twin, waivers))
     culprit, reason = _blame(twin, model, found, waivers)
     return StepOutcome(
         checks=tuple(f.check for f in found),
@@ -124,6 +126,17 @@ def step_checks(
         hooked=frozenset(changed),
         hook_owner=next((f.culprit for f in hooks if f.check.name == HOOKS), None),
     )
+
+
+def _optimizer_findings(
+    twin: Twin,
+    home: Reading,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    waivers: Sequence[Waiver],
+) -> list[StepFinding]:
+    covered = StepFinding(optimizer_covers(model, optimizer))
+    return [covered, optimizer_updates(model, optimizer, home, twin, waivers)]
 
 
 def _blame(

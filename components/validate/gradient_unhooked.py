@@ -75,7 +75,7 @@ def _without(
 
 def _hooks_finding(twin: Twin, changed: Sequence[str], waivers: Sequence[Waiver]) -> StepFinding:
     slots = {slot.name: slot for slot in twin.slots}
-    own = [name for name, slot in slots.items() if any(map(_has_hook, slot.leaves))]
+    own = [name for name, slot in slots.items() if any(map(has_hook, slot.leaves))]
     excuses = [w for w in waivers if w.kind is WaiverKind.HOOK]
     # Whether a clipping hook bites depends on the data, so a hook that is there is excuse enough.
     touched = {*changed, *own}
@@ -98,7 +98,8 @@ def _names_only(waiver: Waiver, slots: Mapping[str, Slot], touched: set[str]) ->
     return bool(named) and all(name in touched for name in named)
 
 
-def _has_hook(leaf: Tensor) -> bool:
+def has_hook(leaf: Tensor) -> bool:
+    """True when a backward pass runs a hook of this tensor."""
     after: Any = getattr(leaf, "_post_accumulate_grad_hooks", None)
     return bool(leaf._backward_hooks) or bool(after)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from support.gradient_models import Healthy, Net, checks_failed, verified
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import checkpoint as checkpointing
 from torch.utils.checkpoint import checkpoint
@@ -148,3 +148,13 @@ def test_checkpointing_and_hooks_are_told_apart() -> None:
     model.head.weight.register_hook(halved)
     failed = checks_failed(verified(model))
     assert "hooks_keep_gradients" in failed and "checkpointing_agrees" not in failed
+
+
+def test_a_hook_that_shows_in_eval_mode_only_is_named() -> None:
+    torch.manual_seed(0)
+    # Before a batch norm the bias has no gradient in train mode.
+    model = Net(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))
+    model.block[1][0].bias.register_post_accumulate_grad_hook(halved_in_place)
+    report = verified(model)
+    assert not report.passed
+    assert report.culprit == "block.1.0" and "hooks" in report.reason
