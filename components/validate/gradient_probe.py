@@ -46,6 +46,8 @@ SHORTEST, USUAL, LONGEST = 1e-8, 1e-4, 1e-3
 HIDING_SHARE = 0.01
 # A smaller step acquits only if the error fell at least this much faster than the step did.
 SHRINKAGE = 0.5
+# After a disagreement the next step is this share of the first: kinks get rarer with the step.
+KINK_SHARE = 0.02
 # From this many rungs on, an error proportional to the step (to this share) is a wrong gradient;
 # one that still moves comes from kinks, which get rarer as steps shrink, so the ladder goes on.
 MIN_RUNGS = 3
@@ -168,6 +170,10 @@ def compare(
         return Comparison(Outcome.NOISY, first)
     if first.agrees:
         return line.agreement(first, reading, doubted=False)
+    if precision.adaptive and first.floor <= STEADY_SHARE * first.error:
+        shorter = line.shortened(first, reading)
+        if shorter is not None:
+            return shorter
     reading = point.measured(reading)
     first = judged_again(first, reading, precision)
     if first.noisy or first.agrees:
@@ -276,6 +282,14 @@ class _Line:
             return self.point.value()
         finally:
             values.copy_(kept)
+
+    def shortened(self, first: Rung, reading: Reading) -> Comparison | None:
+        """Agreement at a much shorter step, the cheapest way past a kink; None if there is none."""
+        rung = self.measure(first.h * KINK_SHARE, reading)
+        if not rung.agrees or not _fell_faster_than_step([first, rung]):
+            return None
+        found = self.agreement(rung, reading, doubted=True)
+        return found if found.outcome is Outcome.AGREES else None
 
     def descended(self, first: Rung, reading: Reading) -> Comparison:
         """After a disagreement at the first step: the ladder, and where it ends."""

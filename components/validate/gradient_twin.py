@@ -141,6 +141,21 @@ class Twin:
         """Length of the first axis that all tensors of that batch share; None if they do not."""
         return common_rows(self._batches[batch])
 
+    def joined(self, one: int, other: int) -> int | None:
+        """Number of a batch of the rows of both; None where their tensors do not fit together."""
+        first, second = self._batches[one], self._batches[other]
+        if common_rows(first) is None or common_rows(second) is None:
+            return None
+        rest = list(tensors_in(second))
+        shapes = [tensor.shape[1:] for tensor in tensors_in(first)]
+        if shapes != [tensor.shape[1:] for tensor in rest]:
+            return None
+        following = iter(rest)
+        self._batches.append(
+            map_tensors(first, lambda tensor: torch.cat([tensor, next(following)]))
+        )
+        return len(self._batches) - 1
+
     @property
     def has_hooks(self) -> bool:
         """True when a backward pass runs hooks of parameters or modules."""
