@@ -2,6 +2,7 @@
 
 Each sees a float64 copy of the model through `torch.func.functional_call`, on the first batch, in
 the mode that the model is in, from one seed. Tolerances are the defaults of their authors.
+None stands for a model that cannot be run in this way.
 """
 
 import copy
@@ -62,17 +63,17 @@ def gradcheck_slow(subject: Subject) -> Answer | None:
     return _gradcheck(subject, fast=False) if elements <= SLOW_ELEMENTS else None
 
 
-def gradcheck_fast(subject: Subject) -> Answer:
+def gradcheck_fast(subject: Subject) -> Answer | None:
     """torch.autograd.gradcheck with one random projection per tensor."""
     return _gradcheck(subject, fast=True)
 
 
-def one_direction(subject: Subject) -> Answer:
+def one_direction(subject: Subject) -> Answer | None:
     """One Gaussian direction over all weights, as in the reverse mode of JAX's check_grads."""
     return _judged(subject, _along_one_direction)
 
 
-def _gradcheck(subject: Subject, *, fast: bool) -> Answer:
+def _gradcheck(subject: Subject, *, fast: bool) -> Answer | None:
     def passes(objective: Objective, weights: dict[str, Tensor]) -> bool:
         # A pass takes two losses per tensor and a few more.
         objective.limit = 2 * len(weights) + 10 if fast else math.inf
@@ -103,7 +104,7 @@ def _along_one_direction(objective: Objective, weights: dict[str, Tensor]) -> bo
         )
     expected = (ahead - behind) / (2 * JAX_STEP)
     found = sum(
-        float((g * z).sum())
+        float((g.conj() * z).sum().real)  # conj: some weights are complex
         for g, z in zip(gradients, direction.values(), strict=True)
         if g is not None
     )
@@ -111,7 +112,9 @@ def _along_one_direction(objective: Objective, weights: dict[str, Tensor]) -> bo
     return abs(found - expected) <= JAX_TOLERANCE * (1 + abs(expected))
 
 
-def _judged(subject: Subject, passes: Callable[[Objective, dict[str, Tensor]], bool]) -> Answer:
+def _judged(
+    subject: Subject, passes: Callable[[Objective, dict[str, Tensor]], bool]
+) -> Answer | None:
     with double_precision():
         objective = Objective(subject)
         alarm, reason = True, ""
@@ -121,4 +124,6 @@ def _judged(subject: Subject, passes: Callable[[Objective, dict[str, Tensor]], b
             reason = "gradcheck failed"
         except (RuntimeError, ValueError) as error:  # a refusal is an alarm to whoever calls it
             reason = f"{type(error).__name__}: {error}"
+        except (AttributeError, TypeError):  # a loss that asks for parameters by name, for example
+            return None
     return Answer(alarm, reason=reason, forwards=objective.calls)

@@ -84,7 +84,9 @@ def _gradients(report: GradientReport | None) -> tuple[str, Iterator[str]]:
 def _gradient_faults(report: GradientReport) -> Iterator[str]:
     if report.passed:
         return
-    yield f"{report.reason.rstrip('.')}."
+    told = [c for c in report.checks if not c.passed and c.detail in report.reason]
+    if not told:  # else the check itself is listed below
+        yield f"{report.reason.rstrip('.')}."
     doubtful = [t for t in report.tensors if t.verdict in (Verdict.FAIL, Verdict.UNVERIFIABLE)]
     for tensor in doubtful[:_MOST]:
         error = ""

@@ -73,7 +73,7 @@ def make_page(pipeline: Pipeline, evidence: Evidence, losses: Losses) -> Page:
     drawn = {f"{name}.png": picture for name, picture in pictures.items() if picture is not None}
     sections = [
         _verdict(pipeline, evidence),
-        ("Gates", _table(("gate", "found", "allowed", "verdict"), _gates(evidence))),
+        ("Gates", _table(("gate", "found", "allowed"), _gates(evidence))),
         ("Gradients", _gradients(evidence.gradients)),
         ("ROC and calibration", _picture("curves", drawn)),
         ("Slices", _picture("slices", drawn)),
@@ -165,8 +165,8 @@ def _picture(name: str, drawn: Mapping[str, bytes]) -> str:
 
 
 def _contract(evidence: Evidence) -> str:
-    rows = ((c.name, c.detail, "", c.passed) for c in evidence.contract.checks)
-    return _table(("check", "rule, or what broke it", "", "verdict"), rows)
+    rows = ((c.name, c.detail, c.passed) for c in evidence.contract.checks)
+    return _table(("check", "rule, or what broke it"), rows)
 
 
 def _leakage(report: LeakageReport | None) -> str:
@@ -182,7 +182,7 @@ def _leakage(report: LeakageReport | None) -> str:
         )
         for one in order[:_TOP_FEATURES]
     )
-    titles = ("feature alone", "ROC-AUC", "note", "verdict")
+    titles = ("feature alone", "ROC-AUC", "note")
     return f"On {report.sample_rows:,} training rows.\n\n{_table(titles, rows)}"
 
 
@@ -200,12 +200,17 @@ def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4f}"
 
 
-def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, str, str, bool]]) -> str:
-    lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
-    for *cells, passed in rows:
-        shown = [_plain(cell) for cell in cells] + ["passed" if passed else "**failed**"]
-        lines.append(f"| {' | '.join(shown)} |")
+def _table(titles: tuple[str, ...], rows: Iterable[tuple[str | bool, ...]]) -> str:
+    """Rows end with whether they passed; that is shown second, where narrow pages do not cut it."""
+    lines = [_row([titles[0], "verdict", *titles[1:]]), f"|{' --- |' * (len(titles) + 1)}"]
+    for first, *cells, passed in rows:
+        verdict = "passed" if passed else "**failed**"
+        lines.append(_row([_plain(str(first)), verdict, *(_plain(str(cell)) for cell in cells)]))
     return "\n".join(lines)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _plain(text: str) -> str:

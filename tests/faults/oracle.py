@@ -144,7 +144,10 @@ def _mapped(nest: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(nest)
     if isinstance(nest, dict):
         return {key: _mapped(value, change) for key, value in nest.items()}
-    return type(nest)([_mapped(value, change) for value in nest])
+    if isinstance(nest, (tuple, list)):
+        values = [_mapped(value, change) for value in nest]
+        return type(nest)(*values) if hasattr(nest, "_fields") else type(nest)(values)
+    return nest
 
 
 def _errors(
