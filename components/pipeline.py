@@ -19,7 +19,7 @@ from components.errors import AssayError, ConfigError
 from components.import_guard import network_refused
 from components.pipeline_entries import GROUP, pipeline_entries
 from components.train.config import TrainConfig
-from components.validate.gradient_report import Waiver
+from components.validate.waivers import Waiver
 
 Floats = npt.NDArray[np.float64]
 Resampled = Callable[[npt.NDArray[np.int64]], float]

@@ -8,7 +8,7 @@ from pathlib import Path
 from components.errors import GateError
 from components.validate.component import ComponentReport, verify_component
 from components.validate.contract_report import ContractReport, named
-from components.validate.gradient_report import GradientReport, Verdict
+from components.validate.gradients.report import GradientReport, Verdict
 from components.validate.source import SourceReport
 
 _MOST = 10

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from components.validate.contract_report import NoAnswerError, Rows
 from components.validate.forward_entries import entries_counted
-from components.validate.gradient_nests import tensors_in
+from components.validate.nests import tensors_in
 
 Footprint = Mapping[tuple[str, str, str], object]
 """Everything a call may leave behind, by (kind, module path, name)."""

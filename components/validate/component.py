@@ -16,10 +16,11 @@ from components.validate.call_audit import isolated
 from components.validate.component_load import Component, load_component
 from components.validate.contract import verify_conformance, verify_contract
 from components.validate.contract_report import ContractReport, Finding, Rows, report_findings
-from components.validate.gradient_report import GradientReport, Waiver
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import GradientReport
 from components.validate.source import SourceReport, scan_source
 from components.validate.source_files import component_files
+from components.validate.waivers import Waiver
 
 CONTRACT_ROWS = (8, 5, 3)
 GRADIENT_ROWS = (4, 4, 4)

@@ -17,8 +17,8 @@ from components.errors import ContractError
 from components.pipeline import Pipeline
 from components.train.objective import mean_loss
 from components.validate.contract_report import Rows, private_copy
-from components.validate.gradient_nests import tensors_in
-from components.validate.gradient_report import Waiver, WaiverKind
+from components.validate.nests import tensors_in
+from components.validate.waivers import Waiver, WaiverKind
 
 Batch = tuple[Rows, Any]
 """Inputs, and what the loss compares the answers with."""

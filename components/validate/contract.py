@@ -41,8 +41,8 @@ from components.validate.contract_schema import (
     metadata_schema,
     outputs_fit,
 )
-from components.validate.gradient_nests import stray_tensors
-from components.validate.gradient_report import Waiver
+from components.validate.nests import stray_tensors
+from components.validate.waivers import Waiver
 
 Findings = Iterable[Finding]
 

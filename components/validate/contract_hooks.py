@@ -30,7 +30,7 @@ from components.validate.contract_report import (
     run_forward,
     serve,
 )
-from components.validate.gradient_report import Waiver
+from components.validate.waivers import Waiver
 
 HOOK_WAIVER = "hook"
 """Kind of a waiver that excuses a hook that changes gradients, by module or parameter."""

@@ -16,8 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from components.contract import Model, ModelMetadata
-from components.validate.gradient_nests import stray_tensors
-from components.validate.gradient_report import Waiver
+from components.validate.nests import stray_tensors
+from components.validate.waivers import Waiver
 
 Rows = tuple[Tensor, ...]
 """Tensors (B, ...) in the order of the metadata's inputs or outputs."""

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from components.pipeline import Pipeline
-from components.validate.gate_report import BaselineResult, GateResult, SliceResult
-from components.validate.gradient_report import GradientReport, Verdict
-from components.validate.leakage import LeakageReport, Overlap
+from components.validate.gates.leakage import LeakageReport, Overlap
+from components.validate.gates.report import BaselineResult, GateResult, SliceResult
+from components.validate.gradients.report import GradientReport, Verdict
 from components.validate.page_plots import (
     Losses,
     draw_curves,

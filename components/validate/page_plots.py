@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from components.metrics import calibration_bins
 from components.pipeline import Floats, Scored
-from components.validate.gate_report import Slice, SliceResult
-from components.validate.gradient_report import GradientReport, TensorCheck, Verdict
+from components.validate.gates.report import Slice, SliceResult
+from components.validate.gradients.report import GradientReport, TensorCheck, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

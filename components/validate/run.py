@@ -16,15 +16,15 @@ from components.export.predictors import TorchPredictor
 from components.pipeline import Pipeline, Scored
 from components.train.config import TrainConfig
 from components.train.run import build_model, to_tensors
-from components.validate.baseline import label_frequencies
 from components.validate.component_rows import Batch, pipeline_loss, pipeline_waivers
 from components.validate.contract import verify_contract
 from components.validate.contract_report import ContractReport
-from components.validate.gate_report import GatesReport
 from components.validate.gates import check_quality
-from components.validate.gradient_report import GradientReport, Verdict
+from components.validate.gates.baseline import label_frequencies
+from components.validate.gates.leakage import LeakageReport, check_leakage
+from components.validate.gates.report import GatesReport
 from components.validate.gradients import verify_gradients
-from components.validate.leakage import LeakageReport, check_leakage
+from components.validate.gradients.report import GradientReport, Verdict
 from components.validate.source import SourceReport, verify_source
 
 CONTRACT_ROWS = (8, 5, 3)

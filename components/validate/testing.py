@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.validate.gradient_report import GradientReport, TensorCheck, Verdict, Waiver
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import GradientReport, TensorCheck, Verdict
+from components.validate.waivers import Waiver
 
 # A fault near the loss fails most tensors of a model; more rows than these help nobody.
 SHOWN_TENSORS = 20

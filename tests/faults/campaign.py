@@ -21,8 +21,8 @@ from faults.operators_structure import STRUCTURE
 from faults.oracle import Truth, truth
 from torch import nn
 
-from components.validate.gradient_report import GradientReport, Verdict
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import GradientReport, Verdict
 
 OPERATORS: tuple[Operator, ...] = (*FORWARD, *BACKWARD, *STRUCTURE, *STEP)
 # Places that are tried before an operator counts as not applicable to an architecture.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.validate.gradient_report import Waiver, WaiverKind
+from components.validate.waivers import Waiver, WaiverKind
 
 ROWS = 4
 

@@ -5,8 +5,8 @@ import torch
 from faults.architectures import ARCHITECTURES, Architecture
 from faults.clean import CLEAN, count_tensors
 
-from components.validate.gradient_report import Verdict
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import Verdict
 
 # The most awkward ones, each with a seed at which it once was hard to judge.
 # benchmarks/gradients.py goes through all models at three seeds.

@@ -12,7 +12,7 @@ from components.data.statistics import describe
 from components.metrics import binary_metrics, class_metrics, resampled_accuracy, resampled_roc_auc
 from components.pipeline import Pipeline, Scored
 from components.pipelines.digits import pipeline as digits
-from components.validate.baseline import check_baseline, label_frequencies
+from components.validate.gates.baseline import check_baseline, label_frequencies
 
 ROWS = 120
 FEW = np.array([0.75, 0.25])

@@ -15,7 +15,7 @@ from components.pipeline import load_pipeline
 from components.validate.component import ComponentReport, verify_component
 from components.validate.component_load import load_component
 from components.validate.component_rows import examples_of, synthetic_encoding
-from components.validate.gradient_report import Verdict
+from components.validate.gradients.report import Verdict
 
 HERE = "support.broken_components"
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 from components.contract import Model
 from components.validate.call_audit import count_calls
 from components.validate.contract import verify_contract
-from components.validate.gradient_report import Waiver
+from components.validate.waivers import Waiver
 
 # calls past the hooks
 

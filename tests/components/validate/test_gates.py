@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from components.pipeline import QualityGate
-from components.validate.gate_report import GatesReport
 from components.validate.gates import check_gates
+from components.validate.gates.report import GatesReport
 
 ACCURACY = QualityGate(metric="accuracy", minimum=0.9)
 ERROR = QualityGate(metric="calibration_error", maximum=0.05)

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.validate.gradient_modes import examine
-from components.validate.gradient_report import Cause, GradientReport, StepCheck, Verdict
-from components.validate.gradient_twin import build_twin
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.modes import examine
+from components.validate.gradients.report import Cause, GradientReport, StepCheck, Verdict
+from components.validate.gradients.twin import build_twin
 
 X, Y, W, B = 2.0, 5.0, 0.5, 0.1
 # L = (w x + b - y)^2, so dL/dw = 2 (w x + b - y) x and dL/db = 2 (w x + b - y).

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.validate.gradient_report import Verdict
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import Verdict
 
 ROWS, CLASSES, WORDS, WIDTH = 4, 3, 20, 8
 

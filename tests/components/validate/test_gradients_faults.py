@@ -15,8 +15,8 @@ from support.gradient_models import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.validate.gradient_report import Cause, Verdict
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import Cause, Verdict
 
 Context = torch.autograd.function.FunctionCtx
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.validate.gradient_report import Cause, GradientReport, Verdict
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import Cause, GradientReport, Verdict
 
 WIDTH, BLOCKS, CLASSES = 4, 130, 3
 

@@ -10,8 +10,9 @@ from support.gradient_models import WIDTH, Healthy, Net, batches, checks_failed,
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from components.validate.gradient_report import GradientReport, Waiver, WaiverKind
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import GradientReport
+from components.validate.waivers import Waiver, WaiverKind
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 NAME = "optimizer_updates"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.validate.gradient_probe import (
+from components.validate.gradients.probe import (
     STRICT,
     Comparison,
     Outcome,
@@ -15,8 +15,8 @@ from components.validate.gradient_probe import (
     Rung,
     compare,
 )
-from components.validate.gradient_slots import Reading, Slot
-from components.validate.gradient_survey import decide
+from components.validate.gradients.slots import Reading, Slot
+from components.validate.gradients.survey import decide
 
 EPS = 2.0**-52
 

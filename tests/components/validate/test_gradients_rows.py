@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from components.validate.gradient_parts import outer_calls
-from components.validate.gradient_report import GradientReport, Waiver, WaiverKind
-from components.validate.gradient_twin import build_twin
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.parts import outer_calls
+from components.validate.gradients.report import GradientReport
+from components.validate.gradients.twin import build_twin
+from components.validate.waivers import Waiver, WaiverKind
 
 Loss = Callable[[nn.Module, Any], Tensor]
 ROW_CHECKS = ("rows_independent", "batch_sizes", "accumulation_unequal")

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune
 
-from components.validate.gradient_report import Cause, GradientReport, Verdict
-from components.validate.gradient_step import step_checks
-from components.validate.gradient_twin import build_twin
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import Cause, GradientReport, Verdict
+from components.validate.gradients.step import step_checks
+from components.validate.gradients.twin import build_twin
 
 
 def detail(report: GradientReport, name: str) -> str:

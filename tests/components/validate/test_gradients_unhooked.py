@@ -10,7 +10,8 @@ from torch.nn import functional
 from torch.utils import checkpoint as checkpointing
 from torch.utils.checkpoint import checkpoint
 
-from components.validate.gradient_report import GradientReport, Waiver, WaiverKind
+from components.validate.gradients.report import GradientReport
+from components.validate.waivers import Waiver, WaiverKind
 
 
 def detail(report: GradientReport, name: str) -> str:

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.validate.gradient_lint import eval_reaches_modules
-from components.validate.gradient_report import Cause, GradientReport, Verdict, Waiver, WaiverKind
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.lint import eval_reaches_modules
+from components.validate.gradients.report import Cause, GradientReport, Verdict
+from components.validate.waivers import Waiver, WaiverKind
 
 WIDTH = 6
 

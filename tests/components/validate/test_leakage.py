@@ -17,10 +17,10 @@ from components.data.take import take_snapshot
 from components.pipeline import LeakageAlarms
 from components.pipelines.digits import pipeline as digits
 from components.storage import Storage
-from components.validate import leakage
-from components.validate.leakage import LeakageReport, check_leakage
-from components.validate.row_hashes import hash_rows
-from components.validate.single_features import ELEMENTS, score_features
+from components.validate.gates import leakage
+from components.validate.gates.leakage import LeakageReport, check_leakage
+from components.validate.gates.row_hashes import hash_rows
+from components.validate.gates.single_features import ELEMENTS, score_features
 
 
 def stored(folder: Path, train: dict[str, Any], holdout: dict[str, Any], key: str) -> Snapshot:

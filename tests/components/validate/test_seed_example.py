@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components.validate.gradient_report import Cause, Verdict
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import Cause, Verdict
 
 X, Y, W, B = 2.0, 5.0, 0.5, 0.1
 

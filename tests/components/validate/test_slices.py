@@ -10,8 +10,8 @@ import pytest
 from components.metrics import resampled_accuracy
 from components.pipeline import Pipeline, Scored, SliceGate
 from components.pipelines.digits import pipeline as digits
-from components.validate.gate_report import SliceResult
-from components.validate.slices import MISSING, MOST_VALUES, check_slices, slice_rows
+from components.validate.gates.report import SliceResult
+from components.validate.gates.slices import MISSING, MOST_VALUES, check_slices, slice_rows
 
 
 def accuracy(scored: Scored) -> dict[str, float]:

@@ -9,17 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.validate import testing
-from components.validate.gradient_report import (
+from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import (
     Cause,
     GradientReport,
     StepCheck,
     TensorCheck,
     Verdict,
-    Waiver,
-    WaiverKind,
 )
-from components.validate.gradients import verify_gradients
 from components.validate.testing import SHOWN_TENSORS, assert_gradients, describe_failure
+from components.validate.waivers import Waiver, WaiverKind
 
 
 class Net(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components.validate.gradient_report import Cause, GradientReport, Verdict
 from components.validate.gradients import verify_gradients
+from components.validate.gradients.report import Cause, GradientReport, Verdict
 
 WORDS, LENGTH, CLASSES, ROWS = 20, 6, 3, 4
 BERT_FAULTY = "bert.encoder.layer.1.attention.output"

@@ -17,7 +17,7 @@ step, the error relative to the step shrinks with h; where the gradient is wrong
 
 A tensor is compared alone in one mode, train, unless its gradient is below rounding there and not
 in eval mode. All tensors together are compared in the other mode along one balanced direction (see
-`gradient_global`), which disagrees if any of them does; bisection then finds which. Beyond a limit
+`balance`), which disagrees if any of them does; bisection then finds which. Beyond a limit
 of tensors, both modes are examined that way. Where both gradients are below rounding at the given
 weights, the tensor is compared at nudged weights on another batch.
 """
@@ -34,7 +34,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
-from components.validate.gradient_slots import Reading, Slot
+from components.validate.gradients.slots import Reading, Slot
 
 STEP_FLOOR = 0.05
 ROUNDING_UNITS = 50.0

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from components.validate.call_audit import Step, hookable, trace
 from components.validate.contract_report import Finding, NoAnswerError, Rows
-from components.validate.gradient_nests import is_differentiable, tensors_in
-from components.validate.gradient_twin import Twin
+from components.validate.gradients.twin import Twin
+from components.validate.nests import is_differentiable, tensors_in
 
 # Largest change of an output that another batch size may bring, relative to its largest element:
 # matrix products of another shape round differently. The second is for numbers below float64.

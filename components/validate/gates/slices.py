@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from components.bootstrap import take_rows
 from components.pipeline import Pipeline, Scored, SliceGate
-from components.validate.gate_report import Slice, SliceResult, bound, in_words
+from components.validate.gates.report import Slice, SliceResult, bound, in_words
 
 MOST_VALUES = 1000
 """Distinct values that a column may have to be sliced by."""

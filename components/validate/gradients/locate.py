@@ -19,19 +19,19 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from components.validate.gradient_global import find_suspects
-from components.validate.gradient_nests import (
+from components.validate.gradients.balance import find_suspects
+from components.validate.gradients.points import nudged
+from components.validate.gradients.probe import FAULTS, Outcome, Point, Precision, has_gradient
+from components.validate.gradients.slots import Reading, Slot, generator_for, padding_rows
+from components.validate.gradients.survey import decide, reads_none, survey
+from components.validate.gradients.twin import Twin
+from components.validate.nests import (
     as_real,
     is_differentiable,
     map_tensors,
     once_per_tensor,
     tensors_in,
 )
-from components.validate.gradient_points import nudged
-from components.validate.gradient_probe import FAULTS, Outcome, Point, Precision, has_gradient
-from components.validate.gradient_slots import Reading, Slot, generator_for, padding_rows
-from components.validate.gradient_survey import decide, reads_none, survey
-from components.validate.gradient_twin import Twin
 
 # Nudged points first: behind a zero-initialised layer only they show anything.
 _VARIANTS = (1, 2, 0)

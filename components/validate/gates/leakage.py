@@ -14,9 +14,9 @@ import pyarrow as pa
 from components.data.chunks import CHUNK_ROWS
 from components.data.snapshot import Snapshot
 from components.pipeline import LeakageAlarms, Pipeline
-from components.validate.gate_report import Frozen
-from components.validate.row_hashes import Hashes, hash_rows
-from components.validate.single_features import score_features
+from components.validate.gates.report import Frozen
+from components.validate.gates.row_hashes import Hashes, hash_rows
+from components.validate.gates.single_features import score_features
 
 SAMPLE_ROWS = 20_000
 """Training rows, at most, on which single features are tried."""

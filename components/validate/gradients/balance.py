@@ -19,7 +19,7 @@ from typing import final
 
 import torch
 
-from components.validate.gradient_probe import (
+from components.validate.gradients.probe import (
     HIDING_SHARE,
     SHRINKAGE,
     Point,
@@ -30,7 +30,7 @@ from components.validate.gradient_probe import (
     reach,
     rounding_floor,
 )
-from components.validate.gradient_slots import Reading, Slot, generator_for
+from components.validate.gradients.slots import Reading, Slot, generator_for
 
 # Rounding as a share of what one tensor contributes; many tensors together may take short steps,
 # and should, because every one of them brings its kinks.

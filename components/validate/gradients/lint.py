@@ -11,16 +11,10 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from components.validate.gradient_nests import stray_tensors
-from components.validate.gradient_report import (
-    Cause,
-    StepCheck,
-    TensorCheck,
-    Verdict,
-    Waiver,
-    WaiverKind,
-)
-from components.validate.gradient_slots import storage_key
+from components.validate.gradients.report import Cause, StepCheck, TensorCheck, Verdict
+from components.validate.gradients.slots import storage_key
+from components.validate.nests import stray_tensors
+from components.validate.waivers import Waiver, WaiverKind
 
 EXCUSES: Mapping[WaiverKind, frozenset[Cause]] = {
     WaiverKind.UNUSED: frozenset({Cause.UNUSED}),

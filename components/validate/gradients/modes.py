@@ -11,10 +11,10 @@ from typing import final
 
 import torch
 
-from components.validate.gradient_global import Balance, find_suspects
-from components.validate.gradient_locate import reaches_output
-from components.validate.gradient_points import Errors, LossPoint
-from components.validate.gradient_probe import (
+from components.validate.gradients.balance import Balance, find_suspects
+from components.validate.gradients.locate import reaches_output
+from components.validate.gradients.points import Errors, LossPoint
+from components.validate.gradients.probe import (
     AGREEMENTS,
     FAULTS,
     LOOSE,
@@ -24,10 +24,10 @@ from components.validate.gradient_probe import (
     has_gradient,
     is_visible,
 )
-from components.validate.gradient_report import Cause, Verdict
-from components.validate.gradient_slots import Reading, Slot, generator_for
-from components.validate.gradient_survey import CONCLUSIVE, decide, survey
-from components.validate.gradient_twin import Twin
+from components.validate.gradients.report import Cause, Verdict
+from components.validate.gradients.slots import Reading, Slot, generator_for
+from components.validate.gradients.survey import CONCLUSIVE, decide, survey
+from components.validate.gradients.twin import Twin
 
 # Batches, each the data of one point; two of three points convict a tensor.
 BATCHES = 3

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from components.validate.call_audit import Step
-from components.validate.gradient_lint import (
+from components.validate.gradients.lint import (
     StepFinding,
     common_module,
     covers,
@@ -22,7 +22,7 @@ from components.validate.gradient_lint import (
     label,
     listed,
 )
-from components.validate.gradient_parts import (
+from components.validate.gradients.parts import (
     OuterCall,
     Part,
     evaluated,
@@ -33,9 +33,9 @@ from components.validate.gradient_parts import (
     took_same,
     traced,
 )
-from components.validate.gradient_report import Waiver, WaiverKind
-from components.validate.gradient_slots import Reading, Slot
-from components.validate.gradient_twin import Twin
+from components.validate.gradients.slots import Reading, Slot
+from components.validate.gradients.twin import Twin
+from components.validate.waivers import Waiver, WaiverKind
 
 _SPLITS = (slice(0, 1), slice(1, None))
 # How far a loss may be from its rows' mean or sum, and, relative to the norms summed, a gradient

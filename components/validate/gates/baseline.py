@@ -12,7 +12,7 @@ import numpy.typing as npt
 from components.bootstrap import compare
 from components.data.statistics import ColumnStatistics
 from components.pipeline import Floats, Pipeline, Scored
-from components.validate.gate_report import BaselineResult
+from components.validate.gates.report import BaselineResult
 
 _BOOLEANS = {"false": "0", "true": "1"}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from components.validate.gradient_probe import (
+from components.validate.gradients.probe import (
     AGREEMENTS,
     FAULTS,
     PLATEAU_STEPS,
@@ -21,7 +21,7 @@ from components.validate.gradient_probe import (
     reaction,
     rounding_floor,
 )
-from components.validate.gradient_slots import Reading, Slot
+from components.validate.gradients.slots import Reading, Slot
 
 # Outcomes that need no other point, unless a fault was seen at one before.
 CONCLUSIVE = frozenset({Outcome.AGREES, Outcome.NOISY})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.validate.gradient_nests import as_real
+from components.validate.nests import as_real
 
 
 @dataclass(frozen=True)

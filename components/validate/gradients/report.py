@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Verdict(StrEnum):
@@ -36,44 +36,9 @@ class Cause(StrEnum):
     NONE = "none"
 
 
-class WaiverKind(StrEnum):
-    """What a waiver excuses.
-
-    unused         a parameter that the loss never reads
-    frozen         a parameter with requires_grad=False
-    surrogate      a straight-through or otherwise deliberately replaced gradient
-    stop_gradient  a deliberate detach
-    mode           a module kept in another train/eval mode than the model (names a module)
-    rows           rows that interact, or a first axis that is not the batch (names a module)
-    hook           a parameter whose gradient or update a hook or a special optimiser changes
-    copy           two parameters that start with equal values
-    """
-
-    UNUSED = "unused"
-    FROZEN = "frozen"
-    SURROGATE = "surrogate"
-    STOP_GRADIENT = "stop_gradient"
-    MODE = "mode"
-    ROWS = "rows"
-    HOOK = "hook"
-    COPY = "copy"
-
-
 class _Record(BaseModel):
     # allow_inf_nan=False: JSON has no such numbers, an unmeasured value is None instead.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Waiver(_Record):
-    """A declared exception; one that no longer excuses anything fails the report.
-
-    `tensor` is a parameter name or a glob over names; a glob must excuse every tensor it matches.
-    The kinds `mode` and `rows` name module paths instead ('*' also stands for the model itself).
-    """
-
-    tensor: str = Field(min_length=1)
-    kind: WaiverKind
-    reason: str = Field(min_length=1)
 
 
 class TensorCheck(_Record):

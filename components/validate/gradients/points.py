@@ -16,9 +16,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from components.validate.gradient_probe import Point
-from components.validate.gradient_slots import Reading, Slot, generator_for
-from components.validate.gradient_twin import Twin
+from components.validate.gradients.probe import Point
+from components.validate.gradients.slots import Reading, Slot, generator_for
+from components.validate.gradients.twin import Twin
 
 # Relative size of the nudges that move weights and inputs off a kink; zeros move by NUDGE / 20.
 NUDGE = 0.02

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from components.pipeline import Floats, Pipeline, QualityGate, Scored, SliceGate
-from components.validate.baseline import check_baseline
-from components.validate.gate_report import GateResult, GatesReport, bound, in_words
-from components.validate.slices import check_slices
+from components.validate.gates.baseline import check_baseline
+from components.validate.gates.report import GateResult, GatesReport, bound, in_words
+from components.validate.gates.slices import check_slices
 
 
 def check_quality(

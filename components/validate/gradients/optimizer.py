@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.validate.gradient_lint import StepFinding, covers, finding, listed
-from components.validate.gradient_report import Waiver, WaiverKind
-from components.validate.gradient_slots import Reading, Slot
-from components.validate.gradient_twin import Twin
+from components.validate.gradients.lint import StepFinding, covers, finding, listed
+from components.validate.gradients.slots import Reading, Slot
+from components.validate.gradients.twin import Twin
+from components.validate.waivers import Waiver, WaiverKind
 
 _NAME = "optimizer_updates"
 # Relative difference of an update, and the unit roundoffs of the parameter beside it.

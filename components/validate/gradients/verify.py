@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.validate import gradient_lint as lint
-from components.validate.gradient_blame import assign_blame
-from components.validate.gradient_hooks import unharmed
-from components.validate.gradient_modes import BATCHES, Finding, examine
-from components.validate.gradient_report import (
+from components.validate.gradients import lint
+from components.validate.gradients.blame import assign_blame
+from components.validate.gradients.hooks import unharmed
+from components.validate.gradients.modes import BATCHES, Finding, examine
+from components.validate.gradients.report import (
     GradientReport,
     TensorCheck,
     Verdict,
-    Waiver,
     evidence_passes,
 )
-from components.validate.gradient_step import step_checks
-from components.validate.gradient_twin import build_twin
+from components.validate.gradients.step import step_checks
+from components.validate.gradients.twin import build_twin
+from components.validate.waivers import Waiver
 
 
 def verify_gradients(
@@ -40,7 +40,7 @@ def verify_gradients(
     they are. A tensor fails where two of three points (fresh batches, nudged weights) disagree.
     Train and eval mode are both examined when they differ. Equivalences of a training step are
     checked on the way. After a failure every submodule is replayed alone to find the one at fault.
-    Method and error bounds: `gradient_probe`.
+    Method and error bounds: `probe`.
 
     Args:
         model: any module; moved nowhere, trained never.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from components.validate.gradient_hooks import Hooks
-from components.validate.gradient_nests import (
+from components.validate.gradients.hooks import Hooks
+from components.validate.gradients.slots import Reading, Slot, slots_of
+from components.validate.nests import (
     as_real,
     common_rows,
     is_differentiable,
@@ -24,7 +25,6 @@ from components.validate.gradient_nests import (
     tensors_in,
     widened,
 )
-from components.validate.gradient_slots import Reading, Slot, slots_of
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 

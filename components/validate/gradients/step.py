@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from components.validate.call_audit import count_calls
-from components.validate.gradient_lint import (
+from components.validate.gradients.lint import (
     StepFinding,
     common_module,
     copied_ties,
@@ -27,14 +27,15 @@ from components.validate.gradient_lint import (
     optimizer_covers,
     structural_fault,
 )
-from components.validate.gradient_optimizer import optimizer_updates
-from components.validate.gradient_parts import OuterCall, outer_calls
-from components.validate.gradient_recompute import plain_checkpoints, watched_checkpoints
-from components.validate.gradient_report import StepCheck, Waiver, WaiverKind
-from components.validate.gradient_rows import row_checks
-from components.validate.gradient_slots import Reading, Slot
-from components.validate.gradient_twin import Twin
-from components.validate.gradient_unhooked import HOOKS, differing, hooks_and_checkpoints
+from components.validate.gradients.optimizer import optimizer_updates
+from components.validate.gradients.parts import OuterCall, outer_calls
+from components.validate.gradients.recompute import plain_checkpoints, watched_checkpoints
+from components.validate.gradients.report import StepCheck
+from components.validate.gradients.rows import row_checks
+from components.validate.gradients.slots import Reading, Slot
+from components.validate.gradients.twin import Twin
+from components.validate.gradients.unhooked import HOOKS, differing, hooks_and_checkpoints
+from components.validate.waivers import Waiver, WaiverKind
 
 # Powers of two, by which scaling is exact: one large enough to reach a limit that clips scaled
 # gradients only, and one that half precision inside the model survives.

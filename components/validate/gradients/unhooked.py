@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.validate.gradient_lint import (
+from components.validate.gradients.lint import (
     StepFinding,
     common_module,
     covers,
@@ -18,10 +18,10 @@ from components.validate.gradient_lint import (
     label,
     listed,
 )
-from components.validate.gradient_recompute import plain_checkpoints
-from components.validate.gradient_report import Waiver, WaiverKind
-from components.validate.gradient_slots import Reading, Slot
-from components.validate.gradient_twin import Twin
+from components.validate.gradients.recompute import plain_checkpoints
+from components.validate.gradients.slots import Reading, Slot
+from components.validate.gradients.twin import Twin
+from components.validate.waivers import Waiver, WaiverKind
 
 HOOKS = "hooks_keep_gradients"
 # Identical backward passes may differ by the summation order of a parallel device.
