@@ -45,7 +45,6 @@ _MISHAPS = (
     TypeError,
     ValueError,
 )
-_SMALL_STEP = 1e-4
 # Calls of one module that are kept: the first ones and the last ones.
 _FIRST_CALLS, _LAST_CALLS = 4, 4
 
@@ -124,47 +123,6 @@ def locate(
     culprit = max(found)[1]
     deeper = [pair for child in full.children(culprit) for pair in full.culprits(child)]
     return max(deeper)[1] if deeper else culprit
-
-
-def reaches_output(twin: Twin, slot: Slot, batch: int, seed: int) -> bool:
-    """True when a small step of the slot changes what the outermost modules return.
-
-    A loss may be blind to a tensor that the model does use: a shift of all scores cancels in a
-    difference of scores, or in a sum of hinges of which as many rise as fall.
-    """
-    given = slot.values().clone()
-    before = _outermost_outputs(twin, batch)
-    step = _SMALL_STEP * (1 + float(given.abs().max()))
-    slot.values().add_(slot.normal(generator_for(seed)), alpha=step)
-    try:
-        after = _outermost_outputs(twin, batch)
-    finally:
-        slot.values().copy_(given)
-    pairs = zip(before, after, strict=False)
-    return len(before) != len(after) or not all(torch.equal(a, b) for a, b in pairs)
-
-
-def _outermost_outputs(twin: Twin, batch: int) -> list[Tensor]:
-    outputs: list[Tensor] = []
-    depth = [0]
-
-    def enter(*_: Any) -> None:
-        depth[0] += 1
-
-    def leave(_module: nn.Module, _args: Any, given: Any) -> None:
-        depth[0] -= 1
-        if depth[0] == 0:
-            outputs.extend(tensor.detach().clone() for tensor in tensors_in(given))
-
-    modules = [m for m in twin.model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    handles = [m.register_forward_pre_hook(enter, prepend=True) for m in modules]
-    handles += [m.register_forward_hook(leave) for m in modules]
-    try:
-        twin.value(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
 
 
 def locate_non_finite(twin: Twin, batch: int, seed: int) -> str | None:

@@ -12,7 +12,7 @@ from typing import final
 import torch
 
 from components.validate.gradients.balance import Balance, find_suspects
-from components.validate.gradients.locate import reaches_output
+from components.validate.gradients.outputs import shows_in_outputs
 from components.validate.gradients.points import Errors, LossPoint
 from components.validate.gradients.probe import (
     AGREEMENTS,
@@ -113,7 +113,7 @@ class _Plan:
         if not flat or self._readings[True].gradients[finding.slot.name] is None:
             return finding
         self.twin.set_mode(True)
-        blind = reaches_output(self.twin, finding.slot, finding.batch, self.seed)
+        blind = shows_in_outputs(self.twin, finding.slot, finding.batch, self.seed)
         return replace(finding, verdict=Verdict.PASS, cause=Cause.NONE) if blind else finding
 
     def points(self, training: bool) -> list[LossPoint]:
