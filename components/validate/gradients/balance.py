@@ -21,7 +21,9 @@ import torch
 
 from components.validate.gradients.probe import (
     HIDING_SHARE,
+    KINK_SHARE,
     SHRINKAGE,
+    STEADY_SHARE,
     Point,
     Precision,
     Rung,
@@ -89,17 +91,31 @@ class Balance:
         """
         steps = self._steps(slots)
         first = self._measure(slots, steps, 1.0)
-        if not first.agrees:
-            self.reading = self.point.measured(self.reading)
-            first = judged_again(first, self.reading, self.precision)
+        if first.agrees and not first.noisy:
+            return first
+        if patient and first.floor <= STEADY_SHARE * first.error:
+            # The cheapest way past a kink, before anything else is measured.
+            short = self._shortened(slots, steps, first, KINK_SHARE)
+            if short is not None:
+                return short
+        self.reading = self.point.measured(self.reading)
+        first = judged_again(first, self.reading, self.precision)
         if first.noisy or first.agrees:
             return None if first.noisy else first
         for share in _SHRINKING if patient else ():
-            rung = self._measure(slots, steps, share)
-            shrunk = rung.error <= SHRINKAGE * share * first.error
-            if rung.agrees and shrunk and rung.floor <= HIDING_SHARE * rung.scale:
-                return rung
+            short = self._shortened(slots, steps, first, share)
+            if short is not None:
+                return short
         return None
+
+    def _shortened(
+        self, slots: Sequence[Slot], steps: Sequence[float], first: Rung, share: float
+    ) -> Rung | None:
+        """The rung at a share of the steps, if it agrees and tells a kink from a fault."""
+        rung = self._measure(slots, steps, share)
+        shrunk = rung.error <= SHRINKAGE * share * first.error
+        resolved = rung.floor <= HIDING_SHARE * rung.scale
+        return rung if rung.agrees and shrunk and resolved else None
 
     def narrowed(self, slots: Sequence[Slot]) -> list[Slot]:
         """The single slots that the disagreement of a set leads to, by halving it."""

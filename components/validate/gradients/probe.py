@@ -40,7 +40,7 @@ STEP_FLOOR = 0.05
 ROUNDING_UNITS = 50.0
 # The first step is the shortest at which the rounding floor is this share of the derivative; only
 # where that asks for too long a step, the larger share will do.
-FIRST_SHARE, LARGER_SHARE = 1e-7, 1e-5
+FIRST_SHARE, LARGER_SHARE = 1e-6, 1e-5
 SHORTEST, USUAL, LONGEST = 1e-8, 1e-4, 1e-3
 # After a disagreement, a floor above this share of the derivative hides what is sought.
 HIDING_SHARE = 0.01
@@ -227,7 +227,7 @@ def expected_slope(slot: Slot, gradient: Tensor | None) -> float:
 def first_step(slope: float, reading: Reading, precision: Precision) -> float:
     """The relative step h to begin with, for a tensor of that expected slope.
 
-    Rounding is to be a share of 1e-7 of the derivative; where steps get long, 1e-5 is enough.
+    Rounding is to be a share of 1e-6 of the derivative; where steps get long, 1e-5 is enough.
     """
     floor = rounding_floor(reading, precision)
     if not precision.adaptive or not 0.0 < slope < math.inf or floor == 0.0:

@@ -65,7 +65,7 @@ def test_step_scale_floor_and_tolerance_follow_the_formulae() -> None:
     reach = 5.0 + 0.05 * 2**0.5
     steepness = (27.0**2 + 48.0**2) ** 0.5
     floor = 50 * EPS * (27.0 + 64.0)
-    assert rung.h == pytest.approx(floor / (1e-7 * steepness * reach / 2**0.5))
+    assert rung.h == pytest.approx(floor / (1e-6 * steepness * reach / 2**0.5))
     assert rung.length == pytest.approx(rung.h * reach)
     assert rung.scale == pytest.approx(max(steepness * rung.length / 2**0.5, abs(rung.numeric)))
     assert rung.floor == pytest.approx(floor)
