@@ -14,6 +14,7 @@ from components.validate.gradients.probe import (
     Point,
     Rung,
     compare,
+    first_step,
 )
 from components.validate.gradients.slots import Reading, Slot
 from components.validate.gradients.survey import decide
@@ -65,13 +66,22 @@ def test_step_scale_floor_and_tolerance_follow_the_formulae() -> None:
     reach = 5.0 + 0.05 * 2**0.5
     steepness = (27.0**2 + 48.0**2) ** 0.5
     floor = 50 * EPS * (27.0 + 64.0)
-    assert rung.h == pytest.approx(floor / (1e-6 * steepness * reach / 2**0.5))
+    assert rung.h == 1e-8  # the formula would give less
+    assert floor / (1e-6 * steepness * reach / 2**0.5) < rung.h
     assert rung.length == pytest.approx(rung.h * reach)
     assert rung.scale == pytest.approx(max(steepness * rung.length / 2**0.5, abs(rung.numeric)))
     assert rung.floor == pytest.approx(floor)
     assert rung.tolerance == pytest.approx(1e-6 * rung.scale + floor)
     assert compared(point).outcome is Outcome.AGREES
     assert torch.equal(point.w, weights(3.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("slope", "expected"), [(1e3, 1e-8), (1.0, 1.11e-5), (0.1, 1e-4), (1e-4, 1e-3)]
+)
+def test_the_first_step_lifts_the_derivative_above_rounding(slope: float, expected: float) -> None:
+    reading = Reading(1e3, {}, magnitude=1e3)  # rounding 50 * 2.2e-16 * 1e3 = 1.11e-11
+    assert first_step(slope, reading, STRICT) == pytest.approx(expected, rel=1e-2)
 
 
 def test_noise_widens_the_tolerance_until_it_exceeds_it() -> None:
