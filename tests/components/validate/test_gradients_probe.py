@@ -77,7 +77,7 @@ def test_step_scale_floor_and_tolerance_follow_the_formulae() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slope", "expected"), [(1e3, 1e-8), (1.0, 1.11e-5), (0.1, 1e-4), (1e-4, 1e-3)]
+    ("slope", "expected"), [(1e4, 1e-8), (1.0, 1.11e-5), (0.1, 1e-4), (1e-4, 1e-3)]
 )
 def test_the_first_step_lifts_the_derivative_above_rounding(slope: float, expected: float) -> None:
     reading = Reading(1e3, {}, magnitude=1e3)  # rounding 50 * 2.2e-16 * 1e3 = 1.11e-11
