@@ -206,3 +206,20 @@ def test_env_example_lists_every_setting_with_its_default():
         wanted.add(f"# {PREFIX}{name.upper()}={'' if secret else field.default}")
         assert f"# {field.description}" in lines
     assert shown == wanted
+
+
+def test_the_examples_of_verification_print_what_they_say(capsys: pytest.CaptureFixture[str]):
+    examples = [
+        body
+        for body in blocks(ROOT / "docs" / "verification.md", "python")
+        if "gradients(" in body or "Line" in body
+    ]
+    assert len(examples) == 3
+    names: dict[str, object] = {}
+    exec("\n".join(examples), names)  # one after the other, as a reader would
+    printed = capsys.readouterr().out.splitlines()
+    said = re.findall(r"# (.+)$", "\n".join(examples), flags=re.MULTILINE)
+    told = [text for text in said if not text.startswith("the minus")]
+    assert len(printed) == len(told) == 4
+    for line, text in zip(printed, told, strict=True):
+        assert re.fullmatch(re.escape(text).replace(r"\.\.\.", ".*"), line)
