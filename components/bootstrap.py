@@ -118,8 +118,15 @@ def _draws(rows: int, resamples: int) -> Iterator[npt.NDArray[np.int64]]:
 def _resampled(pipeline: Pipeline, scored: Scored, value: float) -> Resampled:
     if pipeline.resampled is None:
         return lambda counts: _measured(pipeline, scored, counts)
-    metric = pipeline.resampled(scored)
-    whole = metric(np.ones(len(scored.labels), dtype=np.int64))
+    try:
+        metric = pipeline.resampled(scored)
+        whole = float(metric(np.ones(len(scored.labels), dtype=np.int64)))
+    except Exception as error:
+        raise ContractError(
+            f"resampled of pipeline {pipeline.name!r} must take what metrics take, outputs "
+            f"{', '.join(scored.outputs)}; it raised {type(error).__name__}: {error}. Mend it, or "
+            "leave resampled out."
+        ) from error
     if not math.isclose(whole, value, rel_tol=_AGREEMENT, abs_tol=_AGREEMENT):
         raise ContractError(
             f"resampled of pipeline {pipeline.name!r} must give its deciding metric "
@@ -132,6 +139,6 @@ def _resampled(pipeline: Pipeline, scored: Scored, value: float) -> Resampled:
 def _measured(pipeline: Pipeline, scored: Scored, counts: npt.NDArray[np.int64]) -> float:
     drawn = take_rows(scored, np.repeat(np.arange(len(counts)), counts))
     try:
-        return pipeline.metrics(drawn).get(pipeline.metric, math.nan)
-    except ValueError:  # a metric that needs both labels
+        return float(pipeline.metrics(drawn).get(pipeline.metric, math.nan))
+    except (ValueError, ZeroDivisionError):  # a metric that needs both labels
         return math.nan

@@ -4,6 +4,7 @@ import pyarrow as pa
 
 from components.contract import Predictor
 from components.data.encoding import Encoding, read_labels
+from components.errors import ContractError
 from components.pipeline import Pipeline, Scored
 
 
@@ -20,8 +21,25 @@ def answer_rows(
     return Scored(rows=rows, labels=read_labels(rows, pipeline.features), outputs=outputs)
 
 
+def measure(pipeline: Pipeline, scored: Scored) -> dict[str, float]:
+    """The pipeline's metrics of scored rows.
+
+    Raises:
+        ContractError: ``metrics`` raised, or gave something else than numbers by name.
+    """
+    try:
+        found = pipeline.metrics(scored)
+        return {str(name): float(value) for name, value in found.items()}
+    except Exception as error:
+        raise ContractError(
+            f"metrics of pipeline {pipeline.name!r} must give numbers by name for "
+            f"{len(scored.labels):,} held-out rows with the outputs {', '.join(scored.outputs)}; "
+            f"got {type(error).__name__}: {error}. Mend metrics, or the model's outputs."
+        ) from error
+
+
 def score_rows(
     pipeline: Pipeline, predictor: Predictor, encoding: Encoding, rows: pa.Table
 ) -> dict[str, float]:
-    """The pipeline's metrics of :func:`answer_rows`, which raises the same errors."""
-    return pipeline.metrics(answer_rows(pipeline, predictor, encoding, rows))
+    """Measures what :func:`answer_rows` gives; both raise the same errors."""
+    return measure(pipeline, answer_rows(pipeline, predictor, encoding, rows))

@@ -58,16 +58,17 @@ def network_refused() -> Iterator[list[Attempt]]:
     """
     global _installed
     found: list[Attempt] = []
-    with _lock:
+    watch = (threading.get_ident(), found)
+    with _lock:  # a list that another thread rebuilds would lose this watch
         if not _installed:
             sys.addaudithook(_refuse)  # it cannot be removed, so there must be only one
             _installed = True
-    watch = (threading.get_ident(), found)
-    _watching.append(watch)
+        _watching.append(watch)
     try:
         yield found
     finally:
-        _watching[:] = [other for other in _watching if other is not watch]
+        with _lock:
+            _watching[:] = [other for other in _watching if other is not watch]
 
 
 def _refuse(event: str, arguments: tuple[object, ...]) -> None:

@@ -1,5 +1,6 @@
 """Metrics of held-out rows, by scikit-learn."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ def binary_metrics(
 ) -> dict[str, float]:
     """ROC-AUC, log loss, Brier score and calibration error of a probability; ROC-AUC by group.
 
+    A probability that is NaN or infinite makes the first four NaN, which no gate lets pass.
+
     Args:
         scored: Labels 0 or 1, and an output ``(B,)`` holding the probability of 1.
         output: The output's name.
@@ -34,6 +37,9 @@ def binary_metrics(
 
     labels = scored.labels
     probability = np.asarray(scored.outputs[output], dtype=np.float64)
+    if not np.isfinite(probability).all():
+        unknown = dict.fromkeys(("roc_auc", "log_loss", "brier", "calibration_error"), math.nan)
+        return {**unknown, "positive_rate": float(labels.mean())}
     metrics = {
         "roc_auc": float(roc_auc_score(labels, probability)),
         "log_loss": float(log_loss(labels, probability, labels=[0, 1])),
@@ -50,10 +56,16 @@ def binary_metrics(
 
 
 def class_metrics(scored: Scored, output: str) -> dict[str, float]:
-    """Accuracy, log loss and top-label calibration error of class probabilities ``(B, C)``."""
+    """Accuracy, log loss and top-label calibration error of class probabilities ``(B, C)``.
+
+    All are NaN, which no gate lets pass, where a probability is, or where a row has none.
+    """
     from sklearn.metrics import accuracy_score, log_loss
 
     probabilities = np.asarray(scored.outputs[output], dtype=np.float64)
+    known = np.isfinite(probabilities).all() and probabilities.any(axis=1).all()
+    if not known:
+        return dict.fromkeys(("accuracy", "log_loss", "calibration_error"), math.nan)
     probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
     classes = list(range(probabilities.shape[1]))
     chosen = probabilities.argmax(axis=1)
@@ -101,7 +113,7 @@ def expected_calibration_error(probability: Floats, happened: npt.NDArray[np.int
     makes it positive: by up to 0.4 / sqrt(rows per bin) for a calibrated model.
     """
     if not np.isfinite(probability).all():
-        return float("nan")
+        return math.nan
     bins = calibration_bins(probability, happened)
     return float(np.average(np.abs(bins.predicted - bins.observed), weights=bins.rows))
 
@@ -122,20 +134,24 @@ def resampled_roc_auc(output: str) -> Callable[[Scored], Resampled]:
 def sorted_roc_auc(positive: npt.NDArray[np.bool_], score: Floats) -> Resampled:
     """ROC-AUC of (B,) rows by how often each counts: the share of pairs in the right order.
 
-    The scores are sorted once, so that each call takes linear time. NaN where a label is missing.
+    The scores are sorted once, so that each call takes linear time. NaN where a label is missing,
+    or where a row that counts has no score.
     """
+    unknown = np.isnan(score)
     order = np.argsort(score, kind="stable")
     ordered, event = score[order], positive[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
 
     def roc_auc(counts: npt.NDArray[np.int64]) -> float:
+        if counts[unknown].any():
+            return math.nan
         drawn = counts[order]
         ones = np.add.reduceat(np.where(event, drawn, 0), starts)
         zeros = np.add.reduceat(np.where(event, 0, drawn), starts)
         pairs = int(ones.sum()) * int(zeros.sum())
         below = np.cumsum(zeros) - zeros
         won = 2 * int(np.dot(ones, below)) + int(np.dot(ones, zeros))  # a tie is half a pair
-        return won / (2 * pairs) if pairs else float("nan")
+        return won / (2 * pairs) if pairs else math.nan
 
     return roc_auc
 
@@ -143,13 +159,23 @@ def sorted_roc_auc(positive: npt.NDArray[np.bool_], score: Floats) -> Resampled:
 def resampled_accuracy(output: str) -> Callable[[Scored], Resampled]:
     """Accuracy of resampled rows, for ``Pipeline.resampled``.
 
+    NaN where a row that counts has a probability that is not finite.
+
     Args:
         output: The name of an output (B, C), the probabilities of the classes.
     """
 
     def prepare(scored: Scored) -> Resampled:
-        right = (scored.outputs[output].argmax(axis=1) == scored.labels).astype(np.int64)
-        return lambda counts: float(np.dot(right, counts) / counts.sum())
+        found = scored.outputs[output]
+        unknown = ~np.isfinite(found).all(axis=1)
+        right = (found.argmax(axis=1) == scored.labels).astype(np.int64)
+
+        def accuracy(counts: npt.NDArray[np.int64]) -> float:
+            if counts[unknown].any():
+                return math.nan
+            return float(np.dot(right, counts) / counts.sum())
+
+        return accuracy
 
     return prepare
 

@@ -5,6 +5,7 @@ its own in its own package and a flow parameter never carries an import path.
 """
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -79,6 +80,11 @@ class SliceGate:
 def _require_a_bound(kind: str, gate: QualityGate | SliceGate) -> None:
     if gate.minimum == float("-inf") and gate.maximum == float("inf"):
         raise ValueError(f"{kind} on {gate.metric!r} must set minimum or maximum; got neither")
+    if gate.minimum > gate.maximum or (math.isinf(gate.minimum) and math.isinf(gate.maximum)):
+        raise ValueError(
+            f"{kind} on {gate.metric!r} must have bounds that a number can keep; got "
+            f"{gate.minimum}..{gate.maximum}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +168,10 @@ class Pipeline:
         """Refuse a pipeline whose decision or gates could not be made."""
         if not self.gates:
             raise ValueError(f"pipeline {self.name!r} must declare at least one quality gate")
-        if self.margin < 0:
-            raise ValueError(f"pipeline {self.name!r}: margin must be >= 0, got {self.margin}")
+        if not 0 <= self.margin < math.inf:
+            raise ValueError(
+                f"pipeline {self.name!r}: margin must be finite and >= 0, got {self.margin}"
+            )
         if unread := sorted(self.leakage.allowed.keys() - {*self.features.columns}):
             raise ValueError(
                 f"pipeline {self.name!r}: leakage.allowed must name features; got "
@@ -191,7 +199,7 @@ def load_pipeline(name: str) -> Pipeline:
             pipeline = entry.load()
     except AssayError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that exits must not end the run as 0
         raise ConfigError(
             f"pipeline {name!r} must be importable from {entry.value}; got "
             f"{type(error).__name__}: {error}. Import the module by hand to see where."

@@ -4,10 +4,11 @@ import functools
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from types import CellType
 from typing import Any
 
 from pydantic import ValidationError
@@ -153,6 +154,7 @@ def code_digest(pipeline: Pipeline) -> str:
             pipeline.waivers,
             pipeline.frozen,
             pipeline.leakage,
+            *map(_identity, _parts(pipeline)),
         )
     )
     return digest_json([sources, declared, {name: _release(name) for name in _ENGINES}])
@@ -172,13 +174,45 @@ def _code_of(pipeline: Pipeline) -> set[Path]:
 
 def code_modules(pipeline: Pipeline) -> set[str]:
     """Names of the modules in which the pipeline's parts are defined."""
-    parts = [pipeline.source, pipeline.loss, pipeline.metrics]
-    parts += [part for part in (pipeline.resampled, pipeline.baseline) if part is not None]
-    modules = {pipeline.model.__module__, type(pipeline.config).__module__}
-    for part in parts:
+    modules = {type(pipeline.config).__module__}
+    for part in _parts(pipeline):
         function = part.func if isinstance(part, functools.partial) else part
         modules |= {function.__module__, *_named_in(function)}
     return modules
+
+
+def component_modules(pipeline: Pipeline) -> list[str]:
+    """The same, the model's first."""
+    home = pipeline.model.__module__
+    return [home, *sorted(code_modules(pipeline) - {home})]
+
+
+def _parts(pipeline: Pipeline) -> list[Callable[..., object]]:
+    parts: list[Callable[..., object] | None] = [pipeline.model, pipeline.source, pipeline.loss]
+    parts += [pipeline.metrics, pipeline.resampled, pipeline.baseline]
+    return [part for part in parts if part is not None]
+
+
+def _identity(part: object, depth: int = 4) -> object:
+    """What tells a part from others of its module: its name, and what it was made with."""
+    if isinstance(part, functools.partial):
+        given = (part.args, sorted(part.keywords.items()))
+        return _identity(part.func, depth), _identity(given, depth)
+    if isinstance(part, (tuple, list)):
+        return [_identity(value, depth) for value in part]
+    if part is None or isinstance(part, (str, int, float)):
+        return part
+    name = getattr(part, "__qualname__", type(part).__qualname__)
+    if not depth or not inspect.isfunction(part):  # a function may be among its own variables
+        return name
+    return name, [_identity(_content(cell), depth - 1) for cell in part.__closure__ or ()]
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that has not been given a value
+        return None
 
 
 def _named_in(function: object) -> set[str]:

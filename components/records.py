@@ -19,7 +19,8 @@ from components.digest import digest_json
 class Record(BaseModel):
     """A frozen JSON value; unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A metric may be NaN, which JSON has not: as null it could not be read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Artifact(Record):

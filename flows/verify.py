@@ -1,6 +1,7 @@
 """``assay verify``: contract, gradients and source of a component, without data or a server."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,10 +32,24 @@ def verify(target: str, *, as_json: bool) -> int:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    with contextlib.redirect_stdout(sys.stderr):  # whatever the component prints
+    with _stdout_to_stderr():
         report = verify_component(target)
     print(report.model_dump_json() if as_json else describe(report))
     return 0 if report.passed else GateError.exit_code
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Whatever the component and its child processes print, stdout holds the report alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def describe(report: ComponentReport) -> str:
@@ -78,6 +93,10 @@ def _gradients(report: GradientReport | None) -> tuple[str, Iterator[str]]:
     count = (
         f"{good} of {len(report.tensors)} tensors and {checks} of {len(report.checks)} checks hold"
     )
+    degraded = [t.name for t in report.tensors if t.verdict is Verdict.DEGRADED]
+    if degraded:
+        more = ", ..." if len(degraded) > _MOST else ""
+        count += f"; only to float32 accuracy: {', '.join(degraded[:_MOST])}{more}"
     return f"{_verdict(report.passed)}: {count}", _gradient_faults(report)
 
 

@@ -12,8 +12,8 @@ from components.adapters.prefect_runtime import publish_markdown
 from components.decide.promotion import Contender, Judgement, judge
 from components.decide.report import decision_markdown
 from components.digest import digest_file
-from components.errors import GateError, InfrastructureError
-from components.evaluate import answer_rows
+from components.errors import ContractError, GateError, InfrastructureError, UsageError
+from components.evaluate import answer_rows, measure
 from components.export.predictors import OnnxPredictor
 from components.pipeline import Pipeline, load_pipeline
 from components.plan import open_data
@@ -28,6 +28,7 @@ def decide(tested: SmokeTestedModel) -> Decision:
 
     Raises:
         GateError: The candidate, scored through ONNX Runtime, breaks a quality gate.
+        ContractError: The champion cannot be scored on these rows.
         InfrastructureError: A registered file is gone or changed.
     """
     registered = tested.registered
@@ -82,7 +83,7 @@ def _contender(
         )
     predictor = OnnxPredictor(onnx_file.read_bytes())
     scored = answer_rows(pipeline, predictor, predictor.encoding, rows)
-    return Contender(version, pipeline.metrics(scored), scored)
+    return Contender(version, measure(pipeline, scored), scored)
 
 
 def _champion(
@@ -103,7 +104,14 @@ def _champion(
     if sha256 == candidate_sha256:  # the champion's bytes, registered anew after it was damaged
         return replace(candidate, version=holder.number)
     onnx_file = registry.download(holder.number, folder / "champion")
-    champion = _contender(pipeline, onnx_file, sha256, rows, holder.number)
+    try:
+        champion = _contender(pipeline, onnx_file, sha256, rows, holder.number)
+    except UsageError as error:  # it was made for other columns, or for other metrics
+        raise ContractError(
+            f"the champion must answer the held-out rows, to be compared; {pipeline.name} version "
+            f"{holder.number} cannot: {error} Or let the alias name a version that can, or take "
+            "the alias away, and the next candidate is judged by the gates alone."
+        ) from error
     # Dates written YYYY-MM-DD compare as text.
     later = pipeline.dated and holder.tags.get("as_of", "") > str(as_of)
     return replace(champion, trained_later=later)

@@ -64,6 +64,7 @@ def _publish(space: Workspace, pipeline: Pipeline, evidence: Evidence) -> Artifa
     page = make_page(pipeline, evidence, losses)
     for name, picture in page.pictures.items():
         space.put(name, picture)
-    key = f"{pipeline.name.replace('_', '-')}-validation"
-    publish_markdown(key, page.embedded(), "What the gates of validation found")
+    publish_markdown(
+        f"{pipeline.name}-validation", page.embedded(), "What the gates of validation found"
+    )
     return space.put("report.md", page.beside_files())

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -220,11 +221,11 @@ class Tracking:
         return run_id
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics at a step, in batches of the size that MLflow accepts."""
+        """Log metrics at a step, in batches of the size and under names that MLflow accepts."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        values = [Metric(name, value, now, step) for name, value in metrics.items()]
+        values = [Metric(_name_of(name), value, now, step) for name, value in metrics.items()]
         with mlflow_errors(self.uri):
             for start in range(0, len(values), _METRICS_PER_BATCH):
                 self.client.log_batch(run_id, metrics=values[start : start + _METRICS_PER_BATCH])
@@ -311,6 +312,12 @@ class Tracking:
         for run_id in dead:
             self.finish(run_id, "KILLED")
         return dead
+
+
+def _name_of(metric: str) -> str:
+    """A metric's name as MLflow takes it; a slice may be named after a value such as ``AT&T``."""
+    parts = re.sub(r"[^\w\-. :/]", "_", metric).split("/")
+    return "/".join(part if part.strip(".") else "_" for part in parts)
 
 
 def _owner() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, final
 from uuid import UUID
@@ -101,12 +102,16 @@ def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
 
 
 def publish_markdown(key: str, markdown: str, description: str) -> None:
-    """Create a Prefect artifact of the current run; outside of runs there is nothing to show it."""
+    """Create a Prefect artifact of the current run; outside of runs there is nothing to show it.
+
+    Of the key, Prefect takes small letters, digits and dashes; whatever else becomes a dash.
+    """
     from prefect.artifacts import create_markdown_artifact
     from prefect.context import FlowRunContext, TaskRunContext
 
     if FlowRunContext.get() is None and TaskRunContext.get() is None:
         return
+    key = re.sub("[^a-z0-9-]", "-", key.lower())
     create_markdown_artifact(key=key, markdown=markdown, description=description)
 
 

@@ -74,10 +74,10 @@ def trace(model: nn.Module, call: Callable[[], object]) -> list[Step]:
     pending: dict[str, list[Rows]] = {}
 
     def enter(path: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        pending.setdefault(path, []).append(_copies((args, kwargs)))
+        pending.setdefault(path, []).append(copies((args, kwargs)))
 
     def leave(path: str, _module: nn.Module, _args: Any, given: Any) -> None:
-        steps.append(Step(path, pending[path].pop(), _copies(given)))
+        steps.append(Step(path, pending[path].pop(), copies(given)))
 
     with ExitStack() as stack, suppress(NoAnswerError):
         for path, module in hookable(model):
@@ -141,12 +141,12 @@ def footprint(model: nn.Module) -> Footprint:
     """Private copies of values and gradients, with flags, hooks and the ambient state."""
     seen: dict[tuple[str, str, str], object] = {
         ("ambient", "", "torch random state"): torch.get_rng_state(),
-        ("ambient", "", "numpy random state"): _numpy_state(),
+        ("ambient", "", "numpy random state"): numpy_state(),
         ("ambient", "", "python random state"): random.getstate(),
         ("ambient", "", "gradient mode"): torch.is_grad_enabled(),
         ("ambient", "", "default dtype"): torch.get_default_dtype(),
     }
-    for index, state in enumerate(_cuda_states()):
+    for index, state in enumerate(cuda_states()):
         seen["ambient", "", f"cuda:{index} random state"] = state
     for path, module in model.named_modules():
         seen["mode", path, "training"] = module.training
@@ -189,7 +189,7 @@ def restore(model: nn.Module, before: Footprint) -> None:
 def isolated() -> Iterator[None]:
     """Gradients on; random states, gradient mode and default dtype are restored on leaving."""
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    cuda, dtype = _cuda_states(), torch.get_default_dtype()
+    cuda, dtype = cuda_states(), torch.get_default_dtype()
     try:
         with torch.enable_grad():
             yield
@@ -272,7 +272,8 @@ def largest(tensor: Tensor) -> float:
     return float(tensor.detach().nan_to_num(0, 0, 0).abs().max()) if tensor.numel() else 0.0
 
 
-def _copies(nest: Any) -> Rows:
+def copies(nest: Any) -> Rows:
+    """Private copies of the tensors of a nest, in order."""
     return tuple(tensor.detach().clone() for tensor in tensors_in(nest))
 
 
@@ -286,11 +287,13 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
-def _numpy_state() -> tuple[object, ...]:
+def numpy_state() -> tuple[object, ...]:
+    """NumPy's global random state, fit to be compared."""
     # The array as bytes: arrays have no single truth value to compare by.
     return tuple(v.tobytes() if isinstance(v, np.ndarray) else v for v in np.random.get_state())
 
 
-def _cuda_states() -> list[Tensor]:
+def cuda_states() -> list[Tensor]:
+    """Random states of all CUDA devices; none while CUDA is not in use."""
     started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return torch.cuda.get_rng_state_all() if started else []

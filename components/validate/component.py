@@ -109,7 +109,11 @@ class _Examination:
 
     def _verify(self, component: Component, model: nn.Module, examples: rows.Examples) -> None:
         pipeline = component.pipeline
-        waivers = rows.pipeline_waivers(pipeline, model) if pipeline is not None else ()
+        waivers = (
+            rows.pipeline_waivers(pipeline, model)
+            if pipeline is not None
+            else rows.declared_waivers(model)
+        )
         fresh = None if component.shared else component.build
         given = self._attempt("example inputs", lambda: [examples(n) for n in CONTRACT_ROWS])
         if given is None:

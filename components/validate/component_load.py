@@ -21,7 +21,7 @@ from components.errors import AssayError, ConfigError
 from components.import_guard import is_library
 from components.pipeline import Pipeline, load_pipeline
 from components.pipeline_entries import pipeline_entries
-from components.plan import code_modules
+from components.plan import component_modules
 from components.train.run import build_model
 from components.validate.component_rows import synthetic_encoding
 
@@ -53,6 +53,12 @@ def load_component(target: str) -> Component:
         ContractError: A class in the module breaks its contract.
     """
     module_name, colon, path = target.partition(":")
+    if "/" in module_name or module_name.startswith(".") or module_name.endswith(".py"):
+        own = Path(module_name).name.removesuffix(".py").strip(".") or "my_module"
+        raise ConfigError(
+            f"a component must be given as MODULE:NAME, with a module, not a file; got {target!r}. "
+            f"Run assay in the file's folder, with {own}:{path or 'NAME'}."
+        )
     if not colon:
         if target not in (registered := pipeline_entries()):
             raise ConfigError(
@@ -85,9 +91,7 @@ def _of_pipeline(target: str, pipeline: Pipeline) -> Component:
         with _own_code(f"{pipeline.model.__qualname__} of pipeline {pipeline.name!r}", "buildable"):
             return build_model(pipeline, synthetic_encoding(pipeline.features), pipeline.config)
 
-    home = pipeline.model.__module__
-    others = sorted(set(code_modules(pipeline)) - {home})
-    return Component(target, (home, *others), build, pipeline)
+    return Component(target, tuple(component_modules(pipeline)), build, pipeline)
 
 
 def _import(name: str) -> ModuleType:

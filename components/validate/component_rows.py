@@ -121,6 +121,20 @@ def pipeline_waivers(pipeline: Pipeline, model: nn.Module) -> tuple[Waiver, ...]
     return (*pipeline.waivers, *frozen)
 
 
+def declared_waivers(model: nn.Module) -> tuple[Waiver, ...]:
+    """Waivers that a class without a pipeline declares in its attribute ``waivers``.
+
+    Raises:
+        ContractError: The attribute holds something else.
+    """
+    waivers: object = getattr(type(model), "waivers", ())
+    if not isinstance(waivers, tuple) or not all(isinstance(w, Waiver) for w in waivers):
+        raise ContractError(
+            f"{type(model).__name__}.waivers must be a tuple of Waiver; got {waivers!r}."
+        )
+    return waivers
+
+
 def distance_batches(model: nn.Module, examples: Examples, sizes: Sequence[int]) -> list[Batch]:
     """Inputs with random targets of the shapes that the model answers with."""
     probe = private_copy(model).eval()

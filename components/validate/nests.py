@@ -6,8 +6,9 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,11 +33,13 @@ def _rebuild(nest: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]
     if next(tensors_in(nest), None) is None:
         return nest
     if isinstance(nest, (list, tuple)):
-        members = (_rebuild(value, change, done) for value in nest)
-        return type(nest)(*members) if hasattr(nest, "_fields") else type(nest)(members)
+        members = [_rebuild(value, change, done) for value in nest]
+        named = hasattr(nest, "_fields")
+        done[id(nest)] = type(nest)(*members) if named else type(nest)(members)
+        return done[id(nest)]
     # Objects may refer to each other in a ring, so the new one is known before its members are.
     rebuilt = done[id(nest)] = copy.copy(nest)
-    if isinstance(nest, MutableMapping):
+    if _is_mapping(nest):
         for key, value in nest.items():
             rebuilt[key] = _rebuild(value, change, done)
     else:
@@ -55,17 +58,26 @@ def _tensors(nest: Any, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(nest, Tensor):
         yield nest
         return
-    members: Iterable[Any] = ()
-    if isinstance(nest, MutableMapping):
-        members = nest.values()
-    elif isinstance(nest, (list, tuple)):
-        members = nest
-    elif _holds_attributes(nest):
-        members = vars(nest).values()
-    if members and id(nest) not in seen:
+    if id(nest) not in seen and (members := _members(nest)):
         seen.add(id(nest))
         for value in members:
             yield from _tensors(value, seen)
+
+
+def _members(nest: Any) -> Iterable[Any]:
+    if _is_mapping(nest):
+        return cast("Iterable[Any]", nest.values())
+    if isinstance(nest, (list, tuple)):
+        return nest
+    return vars(nest).values() if _holds_attributes(nest) else ()
+
+
+def _is_mapping(nest: Any) -> bool:
+    # A mapping of another class may share what it holds with its shallow copy, which lies in its
+    # attributes then.
+    return isinstance(nest, dict) or (
+        isinstance(nest, MutableMapping) and not _holds_attributes(nest)
+    )
 
 
 def _holds_attributes(nest: Any) -> bool:
@@ -75,12 +87,34 @@ def _holds_attributes(nest: Any) -> bool:
 
 
 def common_rows(nest: Any) -> int | None:
-    """Length of the first axis that all tensors share; None if there is none, or none to cut."""
+    """Length of the first axis that all tensors share; None if there is none, or none to cut.
+
+    None, too, where something else goes by rows, such as a list of as many lengths: cutting the
+    tensors alone would tear them from it.
+    """
     tensors = list(tensors_in(nest))
     if not tensors or any(t.layout != torch.strided or t.is_nested or not t.ndim for t in tensors):
         return None
     lengths = {len(tensor) for tensor in tensors}
-    return lengths.pop() if len(lengths) == 1 else None
+    if len(lengths) != 1:
+        return None
+    count = lengths.pop()
+    return None if _goes_by_rows(nest, count, set()) else count
+
+
+def _goes_by_rows(nest: Any, count: int, seen: set[int]) -> bool:
+    """True when something that is no tensor counts the rows, or holds a value for each."""
+    if isinstance(nest, Tensor) or id(nest) in seen:
+        return False
+    if isinstance(nest, np.ndarray):
+        return bool(nest.shape[:1] == (count,))
+    if isinstance(nest, int):
+        return nest == count and not isinstance(nest, bool)
+    seen.add(id(nest))
+    # What a mapping keeps beside its values, such as a tokenizer's record of each row, is not read.
+    members = list(nest.values() if isinstance(nest, MutableMapping) else _members(nest))
+    plain = isinstance(nest, (list, tuple)) and next(tensors_in(nest), None) is None
+    return (plain and len(members) == count) or any(_goes_by_rows(m, count, seen) for m in members)
 
 
 def once_per_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

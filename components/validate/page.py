@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from components.pipeline import Pipeline
 from components.validate.gates.leakage import LeakageReport, Overlap
 from components.validate.gates.report import BaselineResult, GateResult, SliceResult
+from components.validate.gates.single_features import UNSCORABLE
 from components.validate.gradients.report import GradientReport, Verdict
 from components.validate.page_plots import (
     Losses,
@@ -144,7 +145,8 @@ def _features(report: LeakageReport) -> tuple[str, str, str, bool]:
     scored = [one for one in report.features if one.roc_auc is not None and not one.allowed]
     best = max(scored, key=lambda one: one.roc_auc or 0.0, default=None)
     found = f"{best.feature}: ROC-AUC {best.roc_auc:.4f}" if best else "none was looked at"
-    passed = best is None or (best.roc_auc or 0.0) < report.alarm
+    unscored = any(one.note == UNSCORABLE and not one.allowed for one in report.features)
+    passed = not unscored and (best is None or (best.roc_auc or 0.0) < report.alarm)
     return "best single feature", found, f"below {report.alarm}", passed
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MOST_TENSORS = 48
 MOST_SLICES = 24
 _SMALLEST = 1e-18
+_LARGEST = 10.0
 _POINTS = 400
 _COLOURS = {
     Verdict.PASS: "tab:green",
@@ -52,7 +53,8 @@ def draw_gradients(report: GradientReport) -> bytes:
         if tensor.relative_error is None:
             axes.plot(1.0, place, marker="x", color=colour)  # nothing could be compared
             continue
-        axes.plot(max(tensor.relative_error, _SMALLEST), place, marker="o", color=colour)
+        shown_error = min(max(tensor.relative_error, _SMALLEST), _LARGEST)
+        axes.plot(shown_error, place, marker="o", color=colour)
         if tensor.tolerance is not None:
             axes.plot(tensor.tolerance, place, marker="|", markersize=10, color="black")
     for verdict in dict.fromkeys(tensor.verdict for tensor in shown):
@@ -60,7 +62,7 @@ def draw_gradients(report: GradientReport) -> bytes:
     axes.plot([], [], "|", color="black", label="tolerance")
     axes.set_xscale("log")
     axes.set_xlim(_SMALLEST / 3, 30)
-    axes.set_yticks(range(len(shown)), [tensor.name for tensor in shown], fontsize=7)
+    axes.set_yticks(range(len(shown)), [_plain(tensor.name) for tensor in shown], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("relative error; a cross: nothing could be compared")
     axes.legend(loc="lower left", fontsize=7, ncols=3)
@@ -184,19 +186,25 @@ def _shown(result: SliceResult) -> list[Slice]:
 def _draw_slices(axes: "Axes", result: SliceResult, slices: Sequence[Slice]) -> None:
     for place, one in enumerate(slices):
         if one.score is None:
-            axes.text(0, place, f" {one.note}", va="center", fontsize=7, color="dimgrey")
+            axes.text(0, place, f" {_plain(one.note)}", va="center", fontsize=7, color="dimgrey")
         else:
             axes.barh(place, one.score, 0.7, color="tab:blue" if one.passed else "tab:red")
     for limit in (result.minimum, result.maximum):
         if limit is not None:
             axes.axvline(limit, color="black", linestyle="--", linewidth=1)
-    labels = [f"{one.value[:24]} ({one.rows:,})" for one in slices]
+    labels = [f"{_plain(one.value[:24])} ({one.rows:,})" for one in slices]
     axes.set_yticks(range(len(slices)), labels, fontsize=7)
     axes.set_ylim(len(slices) - 0.4, -0.6)
     more = len(result.slices) - len(slices)
     rest = f", {more} more not shown" if more else ""
-    axes.set_title(f"{result.metric} by {result.column}{rest}", fontsize=9, loc="left")
+    title = _plain(f"{result.metric} by {result.column}{rest}")
+    axes.set_title(title, fontsize=9, loc="left")
     axes.tick_params(axis="x", labelsize=7)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is: between dollars it would read a formula, or fail."""
+    return text.replace("$", r"\$")
 
 
 def _figure(wide: float, high: float) -> "Figure":

@@ -10,8 +10,8 @@ from torch import Tensor
 from components.contract import Model
 from components.data.encoding import Encoding, read_labels
 from components.data.snapshot import Snapshot
-from components.errors import AssayError, GateError
-from components.evaluate import answer_rows
+from components.errors import AssayError, ContractError, DataError, GateError
+from components.evaluate import answer_rows, measure
 from components.export.predictors import TorchPredictor
 from components.pipeline import Pipeline, Scored
 from components.train.config import TrainConfig
@@ -40,8 +40,9 @@ class Evidence:
     """What the gates found; complete whether they passed or not.
 
     ``gradients`` is None when the model's own code failed in float64, ``scored`` when the contract
-    report says that there are no outputs that could be scored, ``gates`` also when the pipeline's
-    metrics failed, and ``leakage`` when the rows could not be looked at; ``trouble`` then says why.
+    report says that there are no outputs that could be scored or when the model failed on a
+    held-out row, ``gates`` also when the pipeline's metrics failed, and ``leakage`` when the rows
+    could not be looked at; unless the contract report does, ``trouble`` says why.
     """
 
     contract: ContractReport
@@ -117,9 +118,14 @@ def collect_evidence(
         key: Columns that together tell rows apart.
 
     Raises:
-        DataError: The stored rows are damaged.
+        DataError: The stored rows are damaged, or too few to check with.
         ConfigError: bandit is not installed.
     """
+    if snapshot.rows["train"] < GRADIENT_ROWS:
+        raise DataError(
+            f"validation needs at least {GRADIENT_ROWS} training rows to check a model with; got "
+            f"{snapshot.rows['train']}. Widen the data source's window."
+        )
     contract = verify_contract(
         model,
         contract_batches(encoding, snapshot),
@@ -127,10 +133,10 @@ def collect_evidence(
         waivers=pipeline_waivers(pipeline, model),
     )
     gradients, trouble = _check_gradients(pipeline, model, encoding, snapshot, seed)
-    scored = None
+    scored: Scored | None = None
+    unanswered: tuple[str, ...] = ()
     if all(check.passed for check in contract.checks if check.name in SCORABLE):
-        rows = snapshot.table("holdout")
-        scored = answer_rows(pipeline, TorchPredictor(model), encoding, rows)
+        scored, unanswered = _answer_holdout(pipeline, model, encoding, snapshot)
     metrics, gates, unscored = _check_quality(pipeline, scored, snapshot)
     leakage, unseen = _check_leakage(pipeline, snapshot, key)
     return Evidence(
@@ -141,8 +147,21 @@ def collect_evidence(
         source=verify_source(pipeline),
         metrics=metrics,
         scored=scored,
-        trouble=(*trouble, *unscored, *unseen),
+        trouble=(*trouble, *unanswered, *unscored, *unseen),
     )
+
+
+def _answer_holdout(
+    pipeline: Pipeline, model: Model, encoding: Encoding, snapshot: Snapshot
+) -> tuple[Scored | None, tuple[str, ...]]:
+    rows = snapshot.table("holdout")
+    try:
+        return answer_rows(pipeline, TorchPredictor(model), encoding, rows), ()
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001  the model's own code may raise anything
+        what = f"{type(error).__name__}: {error}"
+        return None, (f"quality: the model must answer every held-out row; it raised {what}",)
 
 
 def _check_quality(
@@ -151,12 +170,10 @@ def _check_quality(
     if scored is None:
         return {}, None, ()
     try:
-        metrics = pipeline.metrics(scored)
-    except Exception as error:  # noqa: BLE001  the pipeline's own code may raise anything
-        what = f"{type(error).__name__}: {error}"
-        return {}, None, (f"quality: metrics must score the held-out rows; they raised {what}",)
-    label = snapshot.statistics.columns[pipeline.features.label]
-    frequencies = label_frequencies(label, pipeline.features.classes)
+        metrics = measure(pipeline, scored)
+    except ContractError as error:
+        return {}, None, (f"quality: {error}",)
+    frequencies = label_frequencies(snapshot, pipeline.features)
     return metrics, check_quality(pipeline, scored, metrics, frequencies), ()
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from components import import_guard
 from components.errors import ConfigError
-from components.plan import code_modules
+from components.plan import component_modules
 from components.validate.source_files import component_files
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ def verify_source(pipeline: "Pipeline") -> SourceReport:
     Raises:
         ConfigError: bandit is not installed.
     """
-    home = pipeline.model.__module__
-    others = sorted(set(code_modules(pipeline)) - {home})
-    return scan_source(component_files([home, *others]), import_guard.attempts)
+    return scan_source(component_files(component_modules(pipeline)), import_guard.attempts)
 
 
 def scan_source(

@@ -180,3 +180,20 @@ def test_resampled_metrics_agree_with_those_of_the_drawn_rows(seed: int) -> None
     right = resampled_accuracy("p")(many)
     wanted = slowly(lambda s: accuracy_score(s.labels, s.outputs["p"].argmax(1)), many, counts)
     assert right(counts) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_function_that_raises_is_the_users_to_mend() -> None:
+    """A champion may have outputs of other names."""
+    first, score = model(0.5, 1)
+    other = replace(first, outputs={"q": first.outputs["p"]})
+    with pytest.raises(ContractError, match="resampled of pipeline 'digits' .* outputs q; .*'p'"):
+        compare(PIPELINE, (first, score), (other, score))
+
+
+def test_a_resample_that_divides_by_nothing_has_no_score() -> None:
+    def metrics(scored: Scored) -> dict[str, float]:
+        return {"roc_auc": 1 / int(scored.labels.sum())}
+
+    first, second = with_one_label(2)
+    pipeline = replace(PIPELINE, metrics=metrics, resampled=None)
+    assert compare(pipeline, (first, 0.5), (second, 0.5)).skipped > 0

@@ -1,5 +1,6 @@
 """Scoring: the predictor sees encoded rows, the metrics see its answers and the labels."""
 
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from components.contract import Arrays, DataSource, Model, ModelMetadata, Predictor, TensorSpec
 from components.data.encoding import Categorical, Encoding, Features
-from components.errors import DataError
+from components.errors import ContractError, DataError
 from components.evaluate import score_rows
 from components.pipeline import Pipeline, QualityGate, Scored
 from components.train.config import TrainConfig
@@ -98,3 +99,20 @@ def test_a_label_outside_its_range_is_refused(pipeline: Pipeline) -> None:
     rows = ROWS.set_column(0, "label", [pa.array([0, 1, 2], pa.int8())])
     with pytest.raises(DataError, match=r"must lie in 0\.\.1"):
         score_rows(pipeline, Echo(), ENCODING, rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"mean": "high"}, "could not convert"), (0.5, "AttributeError"), (None, "AttributeError")],
+)
+def test_metrics_must_be_numbers_by_name(pipeline: Pipeline, given: Any, words: str) -> None:
+    odd = replace(pipeline, metrics=lambda scored: given)
+    with pytest.raises(ContractError, match=words) as caught:
+        score_rows(odd, Echo(), ENCODING, ROWS)
+    assert "numbers by name for 3 held-out rows with the outputs code" in str(caught.value)
+
+
+def test_numbers_of_any_library_are_numbers(pipeline: Pipeline) -> None:
+    narrow = replace(pipeline, metrics=lambda scored: {"mean": np.float32(0.5)})  # type: ignore[dict-item]
+    (value,) = score_rows(narrow, Echo(), ENCODING, ROWS).values()
+    assert type(value) is float and value == 0.5

@@ -13,6 +13,8 @@ from components.metrics import (
     class_metrics,
     expected_calibration_error,
     group_rows,
+    resampled_accuracy,
+    resampled_roc_auc,
 )
 from components.pipeline import Scored
 
@@ -143,3 +145,34 @@ def test_the_top_label_is_what_is_calibrated() -> None:
     assert class_metrics(scored, "p")["calibration_error"] == pytest.approx(0.0)
     wrong = Scored(rows=pa.table({}), labels=labels * 0 + 2, outputs={"p": probabilities})
     assert class_metrics(wrong, "p")["calibration_error"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_output_that_is_no_number_has_no_score(bad: float) -> None:
+    """Not the score of the highest, which is how NaN is sorted."""
+    labels, counts = np.array([0, 1, 1, 0]), np.ones(4, np.int64)
+    chances = np.array([0.2, 0.7, bad, 0.4])
+    scored = Scored(rows=pa.table({}), labels=labels, outputs={"p": chances})
+    metrics = binary_metrics(scored, "p")
+    assert metrics.pop("positive_rate") == 0.5
+    assert all(math.isnan(value) for value in metrics.values())
+    classes = np.stack([1 - chances, chances], axis=1)
+    scored = Scored(rows=pa.table({}), labels=labels, outputs={"p": classes})
+    assert all(math.isnan(value) for value in class_metrics(scored, "p").values())
+    measure = resampled_accuracy("p")(scored)
+    assert math.isnan(measure(counts)) and measure(np.array([1, 1, 0, 2])) == 1.0
+
+
+def test_rows_without_a_score_count_only_where_they_are_drawn() -> None:
+    scored = Scored(
+        rows=pa.table({}),
+        labels=np.array([0, 1, 1]),
+        outputs={"p": np.array([0.2, 0.7, math.nan])},
+    )
+    measure = resampled_roc_auc("p")(scored)
+    assert math.isnan(measure(np.ones(3, np.int64))) and measure(np.array([1, 2, 0])) == 1.0
+
+
+def test_a_row_without_any_probability_has_no_score() -> None:
+    scored = Scored(rows=pa.table({}), labels=np.array([0]), outputs={"p": np.zeros((1, 2))})
+    assert math.isnan(class_metrics(scored, "p")["accuracy"])

@@ -1,5 +1,6 @@
 """Pipelines: what may not be declared, and how a registered one is found and loaded."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from components.pipelines.digits import pipeline as digits
 
 Distribution = Callable[[Path, str, Mapping[str, str]], None]
 BROKEN = {
+    "quits": "raise SystemExit(0)\n",
     "unripe": "raise RuntimeError('not yet')",
     "typo": "def f(:",
     "lost": "import no_such_module_anywhere",
@@ -52,7 +54,12 @@ def test_a_gate_has_one_bound_or_two(bounds: dict[str, float]) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"gates": ()}, "at least one quality gate"), ({"margin": -0.1}, r"must be >= 0, got -0\.1")],
+    [
+        ({"gates": ()}, "at least one quality gate"),
+        ({"margin": -0.1}, r"must be finite and >= 0, got -0\.1"),
+        ({"margin": math.nan}, "must be finite and >= 0, got nan"),
+        ({"margin": math.inf}, "must be finite and >= 0, got inf"),
+    ],
 )
 def test_a_pipeline_without_gates_or_with_a_negative_margin_is_refused(
     change: dict[str, Any], words: str
@@ -116,6 +123,7 @@ def test_entries_are_listed_without_importing_them(site: Path, distribution: Dis
         ("lost", "no_such_module_anywhere"),
         ("plain", "must name a Pipeline object; got a str"),
         ("empty", "AttributeError"),
+        ("quits", "SystemExit: 0"),
     ],
 )
 def test_a_module_that_does_not_load_is_the_users_to_mend(

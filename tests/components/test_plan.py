@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.plan_sources import PIPELINE, SOURCE
 
 from components import plan
+from components.contract import Model
 from components.errors import ConfigError, ContractError, DataError
+from components.metrics import class_metrics, resampled_accuracy
 from components.pipeline import LeakageAlarms, Pipeline, QualityGate, load_pipeline
 from components.pipelines.digits import pipeline as digits
 from components.plan import (
@@ -211,6 +214,12 @@ def test_every_part_of_a_pipeline_is_its_code(team: Pipeline, site: Path) -> Non
         {"metric": "log_loss"},
         {"leakage": LeakageAlarms(duplicate_share=0.5)},
         {"features": replace(digits.features, min_count=1)},
+        {"resampled": None},
+        {"resampled": resampled_accuracy("other")},
+        {"metrics": functools.partial(class_metrics, output="other")},
+        {"baseline": class_metrics},
+        {"loss": torch.nn.functional.nll_loss},
+        {"model": Model},
     ],
     ids=lambda change: next(iter(change)),
 )

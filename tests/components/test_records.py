@@ -1,5 +1,6 @@
 """The records: frozen JSON, one chain, keys that see what they must."""
 
+import math
 from datetime import date
 from typing import Any
 
@@ -208,3 +209,10 @@ def test_validation_adds_evidence_and_keeps_the_key() -> None:
 def test_a_verdict_is_one_of_three() -> None:
     with pytest.raises(ValidationError, match="kept_champion"):
         Decision.model_validate({**DECISION.model_dump(), "decision": "promote"})
+
+
+def test_a_metric_that_is_no_number_is_read_back() -> None:
+    """One that no gate looks at may be NaN; a record that cannot be read would block every run."""
+    given = VALIDATED.model_copy(update={"metrics": {"odd": math.nan, "far": -math.inf}})
+    again = ValidatedModel.model_validate_json(given.model_dump_json())
+    assert math.isnan(again.metrics["odd"]) and again.metrics["far"] == -math.inf

@@ -133,6 +133,9 @@ def test_a_forward_that_ends_the_process(verify: Callable[..., Any]) -> None:
         ("nothing", None, ["MODULE:NAME", "digits, flights"]),
         (":Net", None, ["MODULE:NAME"]),
         ("module:", None, ["MODULE:NAME"]),
+        ("./mine.py:Net", None, ["a module, not a file", "mine:Net"]),
+        ("mine.py", None, ["a module, not a file", "mine:NAME"]),
+        ("..mine:Net", None, ["a module, not a file", "mine:Net"]),
     ],
 )
 def test_bad_input(
@@ -152,7 +155,7 @@ def test_the_command_prints_one_object_and_needs_no_server(
     shutil.copy(checkout / "tests" / "support" / "broken_components.py", tmp_path / "mine.py")
     code = (
         "import sys, flows.cli\n"
-        "try: flows.cli.main(['verify', 'mine:Right', '--json'])\n"
+        "try: flows.cli.main(['verify', 'mine:Noisy', '--json'])\n"
         "except SystemExit as ended: assert ended.code == 0, ended.code\n"
         "heavy = {'prefect', 'mlflow', 'ray', 'onnxruntime', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -167,6 +170,7 @@ def test_the_command_prints_one_object_and_needs_no_server(
     )
     assert done.returncode == 0, done.stderr
     assert "hello on stdout" in done.stderr
+    assert "noise" in done.stderr
     (line,) = done.stdout.splitlines()
     report = json.loads(line)
     fields = [

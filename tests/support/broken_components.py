@@ -1,5 +1,6 @@
 """Components as a user would hand them in: one that is right, and one for each classic mistake."""
 
+import subprocess
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from components.contract import Model, ModelMetadata, TensorSpec
 from components.data.encoding import Encoding, Features
 from components.pipeline import Pipeline, QualityGate
 from components.train.config import TrainConfig
+from components.validate.waivers import Waiver, WaiverKind
 
 print("this module says hello on stdout")
 
@@ -186,6 +188,32 @@ class Silent(nn.Module):
 class WrongExamples(Plain):
     def example_inputs(self, rows: int) -> Any:
         return torch.randn(rows, 5)
+
+
+class Frozen(Right):
+    """Its first layer is not trained, and that is declared."""
+
+    waivers = (Waiver(tensor="first.*", kind=WaiverKind.FROZEN, reason="trained elsewhere"),)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.requires_grad_(False)
+
+
+class Undeclared(Frozen):
+    waivers = ()
+
+
+class Misdeclared(Frozen):
+    waivers = "first.*"
+
+
+class Noisy(Right):
+    """A child process of it writes to stdout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        subprocess.run(["echo", "noise"], check=True)
 
 
 class Fed(Right):

@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from components.bootstrap import compare
-from components.data.statistics import ColumnStatistics
+from components.data.encoding import Features, read_labels
+from components.data.snapshot import Snapshot
 from components.pipeline import Floats, Pipeline, Scored
 from components.validate.gates.report import BaselineResult
-
-_BOOLEANS = {"false": "0", "true": "1"}
 
 Outputs = Mapping[str, npt.NDArray[np.generic]]
 
@@ -67,11 +66,17 @@ def check_baseline(
     )
 
 
-def label_frequencies(label: ColumnStatistics, classes: int) -> Floats:
-    """Share of every class among the training rows, (classes,)."""
-    counts = {_BOOLEANS.get(value, value): rows for value, rows in (label.values or {}).items()}
-    found = np.array([counts.get(str(number), 0) for number in range(classes)], dtype=np.float64)
-    return np.asarray(found / max(1.0, found.sum()))
+def label_frequencies(snapshot: Snapshot, features: Features) -> Floats:
+    """Share of every class among the training rows, (classes,).
+
+    Raises:
+        DataError: The stored rows are damaged.
+    """
+    counts = np.zeros(features.classes, dtype=np.int64)
+    for number in range(snapshot.chunks("train")):
+        labels = read_labels(snapshot.chunk("train", number, [features.label]), features)
+        counts += np.bincount(labels, minlength=features.classes)
+    return np.asarray(counts / counts.sum())
 
 
 def _constant_outputs(

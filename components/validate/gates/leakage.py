@@ -16,11 +16,15 @@ from components.data.snapshot import Snapshot
 from components.pipeline import LeakageAlarms, Pipeline
 from components.validate.gates.report import Frozen
 from components.validate.gates.row_hashes import Hashes, hash_rows
-from components.validate.gates.single_features import score_features
+from components.validate.gates.single_features import UNSCORABLE, score_features
 
 SAMPLE_ROWS = 20_000
 """Training rows, at most, on which single features are tried."""
+CLASS_ROWS = 200
+"""Rows of each class in the sample, about, where training has so many."""
 _NAMED = 5
+_LAST = (1 << 32) - 1
+_BY_CHANCE = ", or raise LeakageAlarms.duplicate_share if different things may look the same"
 
 
 class FeatureScore(Frozen):
@@ -71,7 +75,7 @@ def check_leakage(pipeline: Pipeline, snapshot: Snapshot, key: Sequence[str] = (
     needed = list(dict.fromkeys([*columns, *key]))
     seen = _Seen(snapshot, columns)
     keys = _Seen(snapshot, tuple(key)) if key else None
-    sample = _Sample(snapshot)
+    sample = _Sample(snapshot, features.label)
     for number in range(snapshot.chunks("train")):
         chunk = snapshot.chunk("train", number, needed)
         for one in filter(None, (seen, keys)):
@@ -93,8 +97,8 @@ def check_leakage(pipeline: Pipeline, snapshot: Snapshot, key: Sequence[str] = (
     overlap = keys.overlap(0.0) if keys is not None else None
     failures = [
         *_known_labels(found, alarms, rows.num_rows),
-        *_repeated(duplicates, "features and label"),
-        *(_repeated(overlap, f"key ({', '.join(key)})") if overlap is not None else ()),
+        *_repeated(duplicates, "features and label", _BY_CHANCE),
+        *(_repeated(overlap, f"key ({', '.join(key)})", "") if overlap is not None else ()),
     ]
     return LeakageReport(
         passed=not failures,
@@ -108,6 +112,14 @@ def check_leakage(pipeline: Pipeline, snapshot: Snapshot, key: Sequence[str] = (
 
 
 def _known_labels(found: Sequence[FeatureScore], alarms: LeakageAlarms, rows: int) -> list[str]:
+    unscored = [one for one in found if one.note == UNSCORABLE and not one.allowed]
+    if unscored:  # for a reason that lies in the labels, and so all of them
+        named = ", ".join(one.feature for one in unscored[:_NAMED])
+        return [
+            f"no feature may predict the label alone; {named} cannot be looked at: of {rows:,} "
+            f"training rows {UNSCORABLE}. Give more rows of the rare classes, or allow the "
+            "features in LeakageAlarms with a reason."
+        ]
     return [
         f"no feature may predict the label alone; {one.feature!r} does, with ROC-AUC "
         f"{one.roc_auc:.4f} (allowed below {alarms.single_feature_auc}) by a shallow tree fitted "
@@ -118,7 +130,7 @@ def _known_labels(found: Sequence[FeatureScore], alarms: LeakageAlarms, rows: in
     ]
 
 
-def _repeated(overlap: Overlap, what: str) -> list[str]:
+def _repeated(overlap: Overlap, what: str, hint: str) -> list[str]:
     if overlap.share <= overlap.allowed_share:
         return []
     first = ", ".join(map(str, overlap.first))
@@ -128,7 +140,7 @@ def _repeated(overlap: Overlap, what: str) -> list[str]:
     return [
         f"held-out rows must not stand in training; {overlap.rows:,} ({overlap.share:.2%}, allowed "
         f"{allowed}) have the {what} of a training row, the first with the numbers {first}{more}. "
-        "Split the rows so that each stands on one side."
+        f"Split the rows so that each stands on one side{hint}."
     ]
 
 
@@ -168,23 +180,32 @@ class _Seen:
 
 @final
 class _Sample:
-    """At most ``SAMPLE_ROWS`` rows, drawn without replacement, equally many from every chunk."""
+    """At most ``SAMPLE_ROWS`` rows, drawn without replacement, the same share of every chunk.
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    Of a rare class more are taken, as far as there are any: ROC-AUC does not see how many rows the
+    classes have, but without rows there is none.
+    """
+
+    def __init__(self, snapshot: Snapshot, label: str) -> None:
         self._share = min(1.0, SAMPLE_ROWS / snapshot.rows["train"])
+        self._least = -(-CLASS_ROWS // snapshot.chunks("train"))
+        self._label = label
         self._parts: list[pa.Table] = []
 
     def add(self, number: int, chunk: pa.Table) -> None:
         """Take in the next chunk of training rows."""
         assert chunk.num_rows <= CHUNK_ROWS
-        chosen = self._generator(number).permutation(chunk.num_rows)
-        wanted = int(np.ceil(self._share * chunk.num_rows))
-        self._parts.append(chunk.take(np.sort(chosen[:wanted])))
+        order = self._generator(number).permutation(chunk.num_rows)
+        chosen = np.arange(chunk.num_rows) < np.ceil(self._share * chunk.num_rows)
+        labels = chunk.column(self._label).to_numpy()[order]
+        for label in np.unique(labels):
+            chosen[np.flatnonzero(labels == label)[: self._least]] = True
+        self._parts.append(chunk.take(np.sort(order[chosen])))
 
     def finish(self) -> pa.Table:
         """The sample, in random order."""
         rows = pa.concat_tables(self._parts)
-        order: npt.NDArray[np.int64] = self._generator(-1 & 0xFFFF).permutation(rows.num_rows)
+        order: npt.NDArray[np.int64] = self._generator(_LAST).permutation(rows.num_rows)
         return rows.take(order[:SAMPLE_ROWS])
 
     def _generator(self, number: int) -> np.random.Generator:

@@ -31,6 +31,8 @@ def hash_rows(rows: pa.Table, columns: Sequence[str]) -> Hashes:
     found = np.zeros(rows.num_rows, dtype=np.uint64)
     for name in columns:
         column = rows.column(name).combine_chunks()
+        if pa.types.is_dictionary(column.type):  # which may hold missing values too
+            column = column.cast(column.type.value_type)
         hashed = _hash_column(column)
         if column.null_count:
             hashed = np.where(column.is_null().to_numpy(zero_copy_only=False), _MISSING, hashed)
@@ -60,13 +62,17 @@ def _hash_numbers(column: pa.Array) -> Hashes:
 
 
 def _hash_floats(values: npt.NDArray[np.float64]) -> Hashes:
-    plain = np.where(np.isnan(values), np.nan, values + 0.0)  # -0.0 + 0.0 is 0.0
-    return _mix(plain.view(np.uint64))
+    return _mix(_plain(values).view(np.uint64))
+
+
+def _plain(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """With one NaN and one zero: -0.0 + 0.0 is 0.0."""
+    return np.where(np.isnan(values), np.nan, values + 0.0)
 
 
 def _hash_texts(column: pa.Array) -> Hashes:
     """Each distinct value is hashed once, as text."""
-    coded = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
+    coded = pc.dictionary_encode(column)
     words = coded.dictionary.cast(pa.string()).to_pylist()
     table = np.array([*map(_digest, map(str.encode, words)), 0], dtype=np.uint64)
     codes = coded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
@@ -78,7 +84,7 @@ def _hash_lists(column: pa.Array) -> Hashes:
         return np.array([_digest(repr(row).encode()) for row in column.to_pylist()], np.uint64)
     size = column.type.list_size
     filled = column.flatten() if not column.null_count else _without_nulls(column)
-    numbers = filled.cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(-1, size) + 0.0
+    numbers = _plain(filled.cast(pa.float64()).to_numpy(zero_copy_only=False)).reshape(-1, size)
     return np.array([_digest(row.tobytes()) for row in numbers], dtype=np.uint64)
 
 

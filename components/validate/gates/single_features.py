@@ -23,6 +23,8 @@ from components.pipeline import Floats
 
 ELEMENTS = 256
 """Elements that a tensor column may have to be looked at one by one."""
+UNSCORABLE = "no class stands in both halves of the sample with another"
+"""Why no feature has a score: the labels do not allow one."""
 _LEAVES = 16
 _LEAF_ROWS = 5
 
@@ -49,7 +51,7 @@ def score_features(
     for column, name, values in _values(rows, features, half, labels):
         score = _score(values[:half], labels[:half], values[half:], labels[half:], features.classes)
         if score is None:
-            skipped[column] = "no class stands in both halves of the sample with another"
+            skipped[column] = UNSCORABLE
         elif column not in scores or score > scores[column][1]:
             scores[column] = name, score
     return scores, skipped

@@ -89,7 +89,8 @@ def slice_rows(rows: pa.Table, column: str) -> dict[str, Numbers]:
         raise _UnusableError(
             f"it holds {kind}, and neither strings, whole numbers nor truth values"
         )
-    coded = values if pa.types.is_dictionary(kind) else pc.dictionary_encode(values)
+    # Encoded anew: a dictionary may hold a value twice, unused ones, and missing ones.
+    coded = pc.dictionary_encode(values.cast(plain))
     if len(coded.dictionary) > MOST_VALUES:
         raise _UnusableError(f"it has more than {MOST_VALUES:,} distinct values")
     known = coded.dictionary.to_pylist()
@@ -101,7 +102,7 @@ def slice_rows(rows: pa.Table, column: str) -> dict[str, Numbers]:
     }
     found = {str(value): chosen for value, chosen in named.items() if len(chosen)}
     if len(pieces[-1]):
-        found[MISSING] = pieces[-1]
+        found[MISSING] = np.sort(np.r_[found.pop(MISSING, pieces[-1][:0]), pieces[-1]])
     return found
 
 
@@ -116,13 +117,14 @@ def _measure(
     def measure(chosen: Numbers) -> tuple[float | None, str]:
         try:
             if fast is not None:
-                score = fast(np.bincount(chosen, minlength=len(scored.labels)))
+                score = float(fast(np.bincount(chosen, minlength=len(scored.labels))))
             else:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # scikit-learn warns where it gives NaN
-                    score = float(pipeline.metrics(take_rows(scored, chosen))[gate.metric])
-        except KeyError:
-            return None, "it was not measured"
+                    metrics = pipeline.metrics(take_rows(scored, chosen))
+                if gate.metric not in metrics:
+                    return None, f"it was not measured, only {', '.join(metrics) or 'nothing'}"
+                score = float(metrics[gate.metric])
         except Exception as error:  # noqa: BLE001  the pipeline's own code may raise anything
             return None, f"{type(error).__name__}: {error}"
         return (score, "") if math.isfinite(score) else (None, f"it is {score}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from components.validate.gradients.hooks import has_hook
 from components.validate.gradients.lint import common_module, label
 from components.validate.gradients.locate import locate, locate_non_finite
 from components.validate.gradients.modes import Finding
@@ -13,7 +14,6 @@ from components.validate.gradients.probe import LOOSE, STRICT, Outcome
 from components.validate.gradients.report import Cause, StepCheck, TensorCheck, Verdict
 from components.validate.gradients.step import StepOutcome
 from components.validate.gradients.twin import Twin
-from components.validate.gradients.unhooked import has_hook
 
 _OUTCOMES = {
     Cause.MISMATCH: Outcome.MISMATCH,

@@ -11,6 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+"""Attributes in which a module keeps the hooks that a backward pass runs."""
+
+_FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_BEFORE, _AFTER = "_backward_hooks", "_post_accumulate_grad_hooks"
+
 Pair = tuple[Tensor, Tensor]
 """A parameter of the given model and the leaf that stands for it in the twin."""
 
@@ -31,7 +37,7 @@ class Hooks:
             if not leaf.requires_grad:
                 continue
             before, after = leaf.register_hook, leaf.register_post_accumulate_grad_hook
-            for register, kind in ((before, "_backward_hooks"), (after, _AFTER)):
+            for register, kind in ((before, _BEFORE), (after, _AFTER)):
                 hooks = getattr(given, kind, None) or {}
                 self._wanted += [(register, _rebound(hook, memo)) for hook in hooks.values()]
         self._handles: list[RemovableHandle] = []
@@ -62,60 +68,62 @@ class Hooks:
 
     def _of_modules(self) -> Iterator[dict[int, Any]]:
         for module in self._model.modules():
-            yield vars(module).get("_backward_hooks", {})
-            yield vars(module).get("_backward_pre_hooks", {})
+            for kind in BACKWARD_HOOKS:
+                yield vars(module).get(kind, {})
 
 
 @contextmanager
 def unharmed(model: nn.Module) -> Iterator[None]:
-    """Put values and gradients of `model` back on leaving, if it has hooks that could change them.
+    """Put gradients and modes of `model` back on leaving, and values if it has hooks.
 
-    A hook may close over the model that it was written for, and write there from the twin.
+    A hook, or a forward that was replaced by a function, may close over the model that it was
+    written for, and write there from the twin. Inside, such a hook finds copies of the gradients.
     """
-    tensors = [*model.parameters(), *model.buffers()] if _is_hooked(model) else []
-    kept = [(t, t.detach().clone(), t.grad, _copied(t.grad)) for t in tensors]
+    hooked = is_hooked(model)
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [t.detach().clone() for t in tensors] if hooked else []
+    gradients = [(t, t.grad) for t in tensors if t.is_leaf]
+    modes = [(module, module.training) for module in model.modules()]
     try:
+        for tensor, grad in gradients:
+            if grad is not None:
+                tensor.grad = grad.detach().clone() if hooked else None
         yield
     finally:
-        with torch.no_grad():
-            for tensor, values, grad, grad_values in kept:
-                if not _same(tensor, values):
-                    tensor.data.copy_(values)
-                if grad is not None and grad_values is not None and not _same(grad, grad_values):
-                    grad.copy_(grad_values)
-                if tensor.grad is not grad:
-                    tensor.grad = grad
+        for tensor, grad in gradients:
+            if grad is not None or tensor.grad is not None:
+                tensor.grad = grad
+        for tensor, kept in zip(tensors if hooked else (), values, strict=True):
+            if not same_values(tensor.detach(), kept):
+                tensor.data.copy_(kept)
+        for module, training in modes:
+            if module.training != training:
+                module.training = training
 
 
-def _is_hooked(model: nn.Module) -> bool:
-    of_tensors = (
-        getattr(p, k, None) for p in model.parameters() for k in ("_backward_hooks", _AFTER)
-    )
-    of_modules = (vars(m).get(kind) for m in model.modules() for kind in _MODULE_HOOKS)
-    return any(of_tensors) or any(of_modules)
+def is_hooked(model: nn.Module) -> bool:
+    """True when a training step of the model runs hooks, which may write anywhere."""
+    kinds = (*_FORWARD_HOOKS, *BACKWARD_HOOKS)
+    of_modules = (vars(module).get(kind) for module in model.modules() for kind in kinds)
+    return any(map(has_hook, model.parameters())) or any(of_modules)
 
 
-_MODULE_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)
-_AFTER = "_post_accumulate_grad_hooks"
+def has_hook(leaf: Tensor) -> bool:
+    """True when a backward pass runs a hook of this tensor."""
+    return any(bool(getattr(leaf, kind, None)) for kind in (_BEFORE, _AFTER))
 
 
 def _rebound(hook: Callable[..., Any], memo: dict[int, Any]) -> Callable[..., Any]:
     # Plain functions are returned as they are; what cannot be copied is used as it is.
-    with suppress(TypeError, RuntimeError):
+    with suppress(Exception):
         return copy.deepcopy(hook, memo)
     return hook
 
 
-def _copied(grad: Tensor | None) -> Tensor | None:
-    return None if grad is None else grad.detach().clone()
-
-
-def _same(now: Tensor, before: Tensor) -> bool:
-    if now.layout != torch.strided:
-        now, before = now.to_dense(), before.to_dense()
-    return torch.equal(now.detach().nan_to_num(), before.nan_to_num())
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Equal elements, where NaN equals NaN only."""
+    if torch.equal(one, other):
+        return True
+    return one.shape == other.shape and bool(
+        ((one == other) | ((one != one) & (other != other))).all()
+    )

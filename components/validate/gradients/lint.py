@@ -333,5 +333,6 @@ def common_module(names: Sequence[str]) -> str:
 
 def label(model: nn.Module, path: str) -> str:
     """How a sentence calls a module: its path and class."""
-    kind = type(model.get_submodule(path)).__name__
+    # Not get_submodule, which modules compiled by TorchScript refuse.
+    kind = type(dict(model.named_modules(remove_duplicate=False))[path]).__name__
     return f"'{path}' ({kind})" if path else f"the model itself ({kind})"

@@ -19,10 +19,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from components.validate.call_audit import hookable
 from components.validate.gradients.balance import find_suspects
 from components.validate.gradients.points import nudged
 from components.validate.gradients.probe import FAULTS, Outcome, Point, Precision, has_gradient
-from components.validate.gradients.slots import Reading, Slot, generator_for, padding_rows
+from components.validate.gradients.slots import (
+    Reading,
+    Slot,
+    generator_for,
+    padding_rows,
+    storage_key,
+)
 from components.validate.gradients.survey import decide, reads_none, survey
 from components.validate.gradients.twin import Twin
 from components.validate.nests import (
@@ -35,16 +42,6 @@ from components.validate.nests import (
 
 # Nudged points first: behind a zero-initialised layer only they show anything.
 _VARIANTS = (1, 2, 0)
-# What a module may raise when it is run without what its caller had prepared for it.
-_MISHAPS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 # Calls of one module that are kept: the first ones and the last ones.
 _FIRST_CALLS, _LAST_CALLS = 4, 4
 
@@ -71,8 +68,7 @@ def record_calls(twin: Twin, batch: int) -> dict[str, list[Call]]:
         module.register_forward_pre_hook(
             _recorder(calls.setdefault(path, []), ticks), prepend=True, with_kwargs=True
         )
-        for path, module in twin.model.named_modules()
-        if not isinstance(module, torch.jit.ScriptModule)
+        for path, module in hookable(twin.model)
     ]
     try:
         twin.value(batch)
@@ -183,7 +179,7 @@ class _Search:
             try:
                 if self._fails(call):
                     failing.append(call)
-            except _MISHAPS:
+            except Exception:  # noqa: BLE001  whatever it raises without what its caller prepared
                 unknown = True
         return failing, unknown
 
@@ -269,7 +265,8 @@ class Replay(Point):
             if total.requires_grad and leaves:
                 self._twin.backwards += 1
                 gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-        dense = {s.name: s.dense([g]) for s, g in zip(self._slots, gradients, strict=True)}
+        left = iter(gradients)
+        dense = {s.name: s.dense([next(left) for _ in s.leaves]) for s in self._slots}
         return Reading(float(total.detach()), dense, magnitude)
 
     def _objective(self) -> tuple[Tensor, float]:
@@ -282,9 +279,11 @@ class Replay(Point):
         if not self._every_output and any(output.requires_grad for output in outputs):
             outputs = [output for output in outputs if output.requires_grad]
         generator = torch.Generator().manual_seed(self._seed)
-        total, magnitude = torch.zeros(()), 0.0
+        total, magnitude = torch.zeros((), device="cpu"), 0.0
         for output in outputs:
-            cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+            cotangent = torch.randn(
+                output.shape, generator=generator, dtype=torch.float64, device="cpu"
+            )
             cotangent = cotangent.to(output)
             total = total.to(output.device) + (output * cotangent).sum()
             magnitude += float(output.detach().norm()) * float(cotangent.norm())
@@ -293,21 +292,25 @@ class Replay(Point):
 
 def _replay_slots(call: Call) -> list[Slot]:
     pinned = padding_rows(call.module)
-    named: list[tuple[str, Tensor]] = [
-        (f"parameter {n}", p) for n, p in call.module.named_parameters() if p.requires_grad
-    ]
-    named += [(f"input {index}", leaf) for index, leaf in enumerate(call.tracked)]
+    held: dict[tuple[Any, ...], list[Tensor]] = {}
+    for parameter in call.module.parameters():
+        if parameter.requires_grad and parameter.numel():
+            held.setdefault(storage_key(parameter), []).append(parameter)
+    tensors = [*held.values(), *([leaf] for leaf in call.tracked if leaf.numel())]
+    rows = ([pinned[id(t)] for t in leaves if id(t) in pinned] for leaves in tensors)
     return [
-        Slot(name, (tensor,), pinned_row=pinned.get(id(tensor)))
-        for name, tensor in named
-        if tensor.numel()
+        Slot(f"tensor {index}", tuple(leaves), pinned_row=next(iter(row), None))
+        for index, (leaves, row) in enumerate(zip(tensors, rows, strict=True))
     ]
 
 
 def _spoils(twin: Twin, call: Call, seed: int) -> bool:
     if not all(bool(torch.isfinite(leaf).all()) for leaf in call.tracked):
         return False
-    return not Replay(twin, call, _replay_slots(call), seed, 0).reading().finite
+    try:
+        return not Replay(twin, call, _replay_slots(call), seed, 0).reading().finite
+    except Exception:  # noqa: BLE001  a module that cannot be run alone is passed over
+        return False
 
 
 def _inside(path: str, ancestor: str) -> bool:

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-import random
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.validate.gradients.hooks import same_values
 from components.validate.gradients.lint import StepFinding, covers, finding, listed
+from components.validate.gradients.random_state import kept_random_state
 from components.validate.gradients.slots import Reading, Slot
 from components.validate.gradients.twin import Twin
 from components.validate.waivers import Waiver, WaiverKind
@@ -118,7 +119,7 @@ def _stepped(
 
 
 def _not_cleared(stepper: torch.optim.Optimizer, entries: Sequence[_Entry]) -> dict[str, str]:
-    stepper.zero_grad()
+    _called(stepper.zero_grad)
     gradients = {entry.name: entry.copied.grad for entry in entries}
     left = [name for name, g in gradients.items() if g is not None and bool(g.any())]
     return dict.fromkeys(left, "keeps its gradient after the optimiser's zero_grad")
@@ -150,10 +151,11 @@ def _moved(stepper: torch.optim.Optimizer, entries: Sequence[_Entry]) -> dict[st
 
 def _must_move(entry: _Entry) -> bool:
     """True when an update in proportion to the gradient, or to its sign, is seen after rounding."""
-    values, rate = entry.given.detach(), float(entry.group.get("lr", 1.0))
-    if entry.measured is None or not rate > 0:
+    values, rate = entry.given.detach(), entry.group.get("lr", 1.0)
+    # Some set their rate by themselves and leave None there.
+    if entry.measured is None or rate is None or not float(rate) > 0:
         return False
-    reach = rate * min(1.0, float(entry.measured.abs().max()))
+    reach = float(rate) * min(1.0, float(entry.measured.abs().max()))
     return reach > _ULPS * torch.finfo(values.dtype).eps * float(values.abs().max())
 
 
@@ -181,8 +183,8 @@ def _expected(
             reference.state[alone] = copy.deepcopy(given.state[entry.given])
         for _ in range(rounds):
             alone.grad = entry.gradient()
-            _step(reference)
-    except (TypeError, ValueError, KeyError) as error:
+            _called(reference.step)
+    except (AssertionError, TypeError, ValueError, KeyError, RuntimeError) as error:
         kind = rule.__name__
         raise _NotApplicableError(f"{kind} does not step one parameter alone ({error})") from error
     return alone.detach()
@@ -200,15 +202,15 @@ def _step_on(stepper: torch.optim.Optimizer, entries: Sequence[_Entry]) -> None:
         # Set again for every step: a hook may have changed them in place.
         entry.copied.grad = None
         entry.copied.grad = entry.gradient()
-    _step(stepper)
+    _called(stepper.step)
 
 
-def _step(optimizer: torch.optim.Optimizer) -> None:
+def _called(method: Callable[[], object]) -> None:
     try:
-        optimizer.step()
+        method()
     except Exception as error:
         raise _NotApplicableError(
-            f"outside of training the step raised {type(error).__name__}: {error}"
+            f"outside of training {method.__name__} raised {type(error).__name__}: {error}"
         ) from error
 
 
@@ -295,20 +297,19 @@ def _guarded(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Non
     values = [tensor.detach().clone() for tensor in tensors] if foreign else []
     gradients = [tensor.grad for tensor in tensors]
     options = [dict(group) for group in optimizer.param_groups]
-    python_state = random.getstate()
-    devices = sorted({t.device.index or 0 for t in tensors if t.is_cuda})
+    devices = sorted({t.device for t in tensors if t.is_cuda}, key=str)
     try:
         for tensor in tensors:
             # Out of reach of hooks that clip what the given parameters hold.
             tensor.grad = None
-        with torch.random.fork_rng(devices=devices):
+        with kept_random_state(devices):
             yield
     finally:
-        random.setstate(python_state)
         for tensor, gradient in zip(tensors, gradients, strict=True):
             tensor.grad = gradient
         for tensor, kept in zip(tensors, values, strict=bool(values)):
-            if not torch.equal(tensor.detach().nan_to_num(), kept.nan_to_num()):
+            if not same_values(tensor.detach(), kept):
                 tensor.data.copy_(kept)
         for group, option in zip(optimizer.param_groups, options, strict=True):
+            group.clear()
             group.update(option)

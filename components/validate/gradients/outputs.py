@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from components.validate.call_audit import hookable
 from components.validate.gradients.slots import Slot, generator_for
 from components.validate.gradients.twin import Twin
 from components.validate.nests import as_real, tensors_in
@@ -24,11 +26,15 @@ def shows_in_outputs(twin: Twin, slot: Slot, batch: int, seed: int) -> bool:
     """
     outputs = [as_real(t) for t in _outermost_outputs(twin, batch) if t.requires_grad]
     generator = generator_for(seed)
-    cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in outputs]
+    cotangents = [
+        torch.randn(o.shape, generator=generator, dtype=torch.float64, device="cpu")
+        for o in outputs
+    ]
     pairs = [(o, c.to(o)) for o, c in zip(outputs, cotangents, strict=True)]
     if not pairs:
         return False
-    total = torch.stack([(output * cotangent).sum() for output, cotangent in pairs]).sum()
+    sums = [(output * cotangent).sum() for output, cotangent in pairs]
+    total = torch.stack([part.to(sums[0].device) for part in sums]).sum()
     gradient = slot.dense(torch.autograd.grad(total, slot.leaves, allow_unused=True))
     if gradient is None or not bool(gradient.any()):
         return False
@@ -55,22 +61,21 @@ def shows_in_outputs(twin: Twin, slot: Slot, batch: int, seed: int) -> bool:
 def _outermost_outputs(twin: Twin, batch: int) -> list[Tensor]:
     """What the modules that the loss calls itself return, with its graph."""
     outputs: list[Tensor] = []
-    depth = [0]
+    running: list[nn.Module] = []
 
-    def enter(*_: Any) -> None:
-        depth[0] += 1
+    def enter(module: nn.Module, _args: Any) -> None:
+        running.append(module)
 
-    def leave(_module: nn.Module, _args: Any, given: Any) -> None:
-        depth[0] -= 1
-        if depth[0] == 0:
+    def leave(module: nn.Module, _args: Any, given: Any) -> None:
+        # Modules above have ended by an exception, which this one caught.
+        while running and running.pop() is not module:
+            pass
+        if not running:
             outputs.extend(tensors_in(given))
 
-    modules = [m for m in twin.model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    handles = [m.register_forward_pre_hook(enter, prepend=True) for m in modules]
-    handles += [m.register_forward_hook(leave) for m in modules]
-    try:
+    with ExitStack() as stack:
+        for _, module in hookable(twin.model):
+            stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
         twin.value(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return outputs

@@ -18,10 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.validate.call_audit import Step, hookable, trace
+from components.validate.call_audit import (
+    Step,
+    copies,
+    cuda_states,
+    hookable,
+    numpy_state,
+    trace,
+)
 from components.validate.contract_report import Finding, NoAnswerError, Rows
 from components.validate.gradients.twin import Twin
-from components.validate.nests import is_differentiable, tensors_in
+from components.validate.nests import is_differentiable
 
 # Largest change of an output that another batch size may bring, relative to its largest element:
 # matrix products of another shape round differently. The second is for numbers below float64.
@@ -71,7 +78,7 @@ def outer_calls(model: nn.Module) -> Iterator[list[OuterCall]]:
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         if not running and not _in_backward():
-            pending[:] = [(_copies((args, kwargs)), _random_state())]
+            pending[:] = [(copies((args, kwargs)), _random_state())]
         running.append(module)
 
     def leave(path: str, module: nn.Module, _args: Any, given: Any) -> None:
@@ -80,7 +87,7 @@ def outer_calls(model: nn.Module) -> Iterator[list[OuterCall]]:
             pass
         if not running and pending:
             taken, state = pending.pop()
-            outputs = tuple(t for t in _copies(given) if is_differentiable(t))
+            outputs = tuple(t for t in copies(given) if is_differentiable(t))
             calls.append(OuterCall(path, taken, outputs, state != _random_state()))
 
     with ExitStack() as stack:
@@ -205,16 +212,11 @@ def _difference(rows: Tensor, cut: Tensor, whole: Tensor) -> float:
     return float(gap.nan_to_num(torch.inf, torch.inf).max()) / (size or 1.0)
 
 
-def _copies(nest: Any) -> Rows:
-    return tuple(tensor.detach().clone() for tensor in tensors_in(nest))
-
-
 def _in_backward() -> bool:
     # Checkpointed segments call their modules again there.
     return int(torch._C._current_graph_task_id()) != -1
 
 
 def _random_state() -> tuple[object, ...]:
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if started else [])]
-    return (random.getstate(), *(state.numpy().tobytes() for state in states))
+    states = [torch.get_rng_state(), *cuda_states()]
+    return (random.getstate(), numpy_state(), *(state.numpy().tobytes() for state in states))

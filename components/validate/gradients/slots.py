@@ -37,7 +37,7 @@ class Slot:
         nn.Embedding documents that padding_idx receives no gradient, so moving it proves nothing.
         """
         here = self.values()
-        z = torch.randn(here.shape, generator=generator, dtype=torch.float64).to(here)
+        z = torch.randn(here.shape, generator=generator, dtype=torch.float64, device="cpu").to(here)
         if self.pinned_row is not None:
             z[self.pinned_row] = 0.0
         return z

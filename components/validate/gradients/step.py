@@ -8,7 +8,6 @@ optimiser moves every parameter as its rule says. All on the twin, at the given 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +27,7 @@ from components.validate.gradients.lint import (
     structural_fault,
 )
 from components.validate.gradients.optimizer import optimizer_updates
-from components.validate.gradients.parts import OuterCall, outer_calls
+from components.validate.gradients.parts import outer_calls
 from components.validate.gradients.recompute import plain_checkpoints, watched_checkpoints
 from components.validate.gradients.report import StepCheck
 from components.validate.gradients.rows import row_checks
@@ -57,8 +56,8 @@ _BLAMED_FIRST = (
 class StepOutcome:
     """What the checks of a training step found.
 
-    `loss` is the second loss on batch 0 in the model's own mode, `away` the reading of batch 0 in
-    the other one. `culprit` is the module to blame if a check failed ('' is the model itself), and
+    `loss` is the second loss on batch 0 in train mode, `away` the reading of batch 0 in eval mode.
+    `culprit` is the module to blame if a check failed ('' is the model itself), and
     `reason` the sentence about it. `in_use` are waivers that excused something here, `hooked` the
     tensors whose gradient a hook changes and `hook_owner` the module that holds the hook.
     """
@@ -78,41 +77,38 @@ def step_checks(
     home: Reading,
     model: nn.Module,
     *,
-    training: bool,
     waivers: Sequence[Waiver],
     optimizer: torch.optim.Optimizer | None,
 ) -> StepOutcome:
-    """All checks of a training step; call it right after `home` was read from batch 0.
+    """All checks of a training step; call it right after `home` was read in train mode.
 
     Cost where all passes: a second backward, the reading in the other mode, two parts of a batch,
     and one more backward where there are hooks or checkpoints. Only a failure costs more. The twin
-    is left in the model's own mode with no gradients.
+    is left in train mode with no gradients.
     """
-    second = _second_backward(twin, home, waivers, record=not training)
+    second = _second_backward(twin, home, waivers)
     hooks, changed = hooks_and_checkpoints(twin, home, second.checkpoints, waivers)
     # Before there is a second set of gradients beside the optimiser's copied state.
     updates = (
         [] if optimizer is None else _optimizer_findings(twin, home, model, optimizer, waivers)
     )
-    twin.set_mode(not training)
+    twin.set_mode(False)
     before = _in_train_mode(twin.model)
-    with outer_calls(twin.model) as other_calls:
+    with outer_calls(twin.model) as calls:
         away = _settled_reading(twin)
     switched = [path for path in _in_train_mode(twin.model) if path not in before]
-    whole, calls = (away, other_calls) if training else (home, second.calls)
-    reread = training and _is_heavy(twin) and not (twin.has_hooks or second.checkpoints)
+    reread = _is_heavy(twin) and not (twin.has_hooks or second.checkpoints)
     if reread:
         home.gradients.clear()
-    twin.set_mode(False)
     found = [
         *second.findings,
         *hooks,
-        *row_checks(twin, whole, calls, waivers),
+        *row_checks(twin, away, calls, waivers),
         eval_reaches_modules(twin.model, switched, waivers),
         copied_ties(model, waivers),
         *updates,
     ]
-    twin.set_mode(training)
+    twin.set_mode(True)
     twin.clear_gradients()
     if reread:
         home.gradients.update(twin.reading(0).gradients)
@@ -179,12 +175,9 @@ class _Second:
     findings: list[StepFinding]
     loss: float
     checkpoints: list[str]
-    calls: list[OuterCall]
 
 
-def _second_backward(
-    twin: Twin, home: Reading, waivers: Sequence[Waiver], *, record: bool
-) -> _Second:
+def _second_backward(twin: Twin, home: Reading, waivers: Sequence[Waiver]) -> _Second:
     """One backward of the scaled loss on top of `home`'s gradients, and then zero_grad."""
     _put_back(twin, home)
     losses: list[float] = []
@@ -192,9 +185,7 @@ def _second_backward(
     def call() -> None:
         losses.append(twin.backward(0, scale=_scale(twin)))
 
-    with ExitStack() as stack:
-        checkpoints = stack.enter_context(watched_checkpoints(twin.model))
-        calls = stack.enter_context(outer_calls(twin.model)) if record else []
+    with watched_checkpoints(twin.model) as checkpoints:
         counts = count_calls(twin.model, call)
     slots = _comparable(twin, home, waivers)
     if checkpoints and _bypassed(counts):
@@ -207,7 +198,7 @@ def _second_backward(
     wrong = _attributed(twin, home, slots, odd) if odd else {}
     twin.clear_gradients()
     findings = [_calls_finding(twin.model, counts), *_accumulation_findings(twin, wrong, left)]
-    return _Second(findings, losses[0], checkpoints, calls)
+    return _Second(findings, losses[0], checkpoints)
 
 
 def _scale(twin: Twin) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
-from components.validate.gradients.hooks import Hooks
+from components.validate.gradients.hooks import Hooks, is_hooked, same_values
+from components.validate.gradients.precision import PrecisionWatch, WidenConstants
+from components.validate.gradients.random_state import kept_random_state, seed_everything
 from components.validate.gradients.slots import Reading, Slot, slots_of
 from components.validate.nests import (
     as_real,
@@ -26,31 +26,9 @@ from components.validate.nests import (
     widened,
 )
 
+_OTHER_PRECISION = re.compile(r"dtype|scalar type|Double|Float")
+
 LossFn = Callable[[nn.Module, Any], Tensor]
-
-
-class PrecisionWatch(TorchFunctionMode):
-    """Notices a float64 tensor on the gradient's path being cast to a lower precision."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lowered = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not self.lowered and any(_is_low(t) for t in tensors_in(result)):
-            self.lowered = any(_is_tracked_double(t) for t in tensors_in(args))
-        return result
-
-
-def _is_low(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.dtype != torch.float64
-
-
-def _is_tracked_double(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float64 and tensor.requires_grad
 
 
 class Twin:
@@ -73,8 +51,17 @@ class Twin:
         if not native:
             _widen_in_place(self.model)
         self.slots: list[Slot] = slots_of(model, self.model)
-        given = dict(model.named_parameters(remove_duplicate=False))
+        given: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        if is_hooked(model):
+            # A hook may write to the model that it closes over.
+            given = {name: p.detach().clone() for name, p in given.items()}
         self._given = {slot.name: given[slot.name].detach() for slot in self.slots}
+        of_slots = {name for slot in self.slots for name in (slot.name, *slot.aliases)}
+        self._frozen = [
+            (name, copied, given[name].detach())
+            for name, copied in self.model.named_parameters()
+            if not copied.requires_grad and name not in of_slots
+        ]
         self._hooks = Hooks(self.model, _pairs(model, self.model), memo)
         self._batches = [_private_batch(batch, native=native) for batch in batches]
         self._buffers = _registered_buffers(self.model)
@@ -90,7 +77,7 @@ class Twin:
 
     def value(self, batch: int) -> float:
         """The loss on batch number `batch`; one forward. Autograd stays on, as in training."""
-        with self.isolated():
+        with self._evaluating(batch):
             return float(self._loss(batch).detach())
 
     def backward(self, batch: int, *, rows: slice | None = None, scale: float = 1.0) -> float:
@@ -98,7 +85,7 @@ class Twin:
 
         `rows` takes these rows of every tensor of the batch. Returns the loss without the scale.
         """
-        with self.isolated():
+        with self._evaluating(batch):
             loss = self._loss(batch, rows)
             self.backwards += 1
             if loss.requires_grad:
@@ -166,38 +153,56 @@ class Twin:
         return self._hooks.off()
 
     @contextmanager
+    def _evaluating(self, batch: int) -> Iterator[None]:
+        with self.isolated():
+            try:
+                yield
+            except Exception as error:
+                mode = "train" if self.model.training else "eval"
+                error.add_note(f"while gradients were verified: batch {batch}, {mode} mode")
+                raise
+
+    @contextmanager
     def isolated(self) -> Iterator[None]:
         """Seeded random state, math attention, float64 default; buffers restored on leaving."""
-        default, python_state = torch.get_default_dtype(), random.getstate()
-        weights = self._weights() if self.rewritten else []
+        default = torch.get_default_dtype()
+        written = any(slot.name in self.rewritten for slot in self.slots)
+        weights = self._weights() if written else []
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=[d.index for d in self._cuda]))
+            stack.enter_context(kept_random_state(self._cuda))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             for kind in {"cpu", *(d.type for d in self._cuda)}:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             try:
-                self._reseed()
+                seed_everything(self._seed, self._cuda)
                 if not self.native:
                     torch.set_default_dtype(torch.float64)
+                    stack.enter_context(WidenConstants())
                 yield
             finally:
                 torch.set_default_dtype(default)
-                random.setstate(python_state)
                 self._restore_buffers()
                 for values, kept in weights:
                     values.copy_(kept)
+                for name, copied, given in self._frozen:
+                    if name in self.rewritten:
+                        copied.data.copy_(given)
 
     def note_rewrites(self) -> bool:
-        """Find slots that an evaluation wrote to, undo it, and from now on undo it every time.
+        """Find parameters that an evaluation wrote to, undo it, and from now on undo it every time.
 
         True if there are any that were not known before.
         """
         known = len(self.rewritten)
         for slot in self.slots:
             values = self._given_values(slot)
-            if not torch.equal(slot.values().nan_to_num(), values.nan_to_num()):
+            if not same_values(slot.values(), values):
                 self.rewritten.add(slot.name)
                 slot.values().copy_(values)
+        for name, copied, given in self._frozen:
+            if not same_values(copied.detach(), given.to(copied.dtype)):
+                self.rewritten.add(name)
+                copied.data.copy_(given)
         return len(self.rewritten) > known
 
     def reset(self, slot: Slot) -> None:
@@ -205,7 +210,7 @@ class Twin:
         slot.values().copy_(self._given_values(slot))
 
     def _given_values(self, slot: Slot) -> Tensor:
-        # Read from the given model each time: a copy would cost as much memory as the twin.
+        # Widened each time: a copy would cost as much memory as the twin.
         given = self._given[slot.name]
         return as_real(given if self.native else widened(given))
 
@@ -222,14 +227,6 @@ class Twin:
                 f"{_described(loss)}. Reduce the loss with .mean() or .sum()."
             )
         return loss.reshape(())
-
-    def _reseed(self) -> None:
-        # torch.manual_seed would also reach devices whose state is not forked above.
-        torch.default_generator.manual_seed(self._seed)
-        for device in self._cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(self._seed)
-        random.seed(self._seed)
 
     def _restore_buffers(self) -> None:
         for module, name, tensor, kept in self._buffers:
@@ -254,11 +251,23 @@ def build_twin(
     try:
         return twin, _first_reading(twin)
     except RuntimeError as error:
-        if not re.search(r"dtype|scalar type|Double|Float", str(error)):
+        if not needs_native(twin, error):
             raise
-        native = Twin(model, loss_fn, batches, seed, native=True)
-        native.forwards = twin.forwards
-        return native, _first_reading(native)
+    return build_native_twin(model, loss_fn, batches, seed, twin)
+
+
+def build_native_twin(
+    model: nn.Module, loss_fn: LossFn, batches: Sequence[Any], seed: int, failed: Twin
+) -> tuple[Twin, Reading]:
+    """The same in the model's own precision, after `failed` could not run in float64."""
+    native = Twin(model, loss_fn, batches, seed, native=True)
+    native.forwards, native.backwards = failed.forwards, failed.backwards
+    return native, _first_reading(native)
+
+
+def needs_native(twin: Twin, error: RuntimeError) -> bool:
+    """True when a float64 twin raised this because float32 is hard-coded in the model."""
+    return not twin.native and bool(_OTHER_PRECISION.search(str(error)))
 
 
 def _first_reading(twin: Twin) -> Reading:
@@ -279,8 +288,13 @@ def _deep_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
     # deepcopy refuses results of a computation, such as an activation kept by the last forward.
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in held if not t.is_leaf}
     try:
-        return copy.deepcopy(model, memo), memo
-    except (TypeError, RuntimeError) as error:
+        # With a graph, copies of modules compiled by TorchScript would hold no leaves.
+        with torch.no_grad():
+            copied = copy.deepcopy(model, memo)
+        for given, own in _pairs(model, copied):
+            own.requires_grad_(given.requires_grad)
+        return copied, memo
+    except Exception as error:
         raise ValueError(
             "model must survive copy.deepcopy, because it is verified on a copy; "
             f"{type(model).__name__} raised {type(error).__name__}: {error}. "

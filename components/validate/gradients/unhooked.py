@@ -8,8 +8,9 @@ from math import isfinite
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from components.validate.gradients.hooks import BACKWARD_HOOKS, has_hook
 from components.validate.gradients.lint import (
     StepFinding,
     common_module,
@@ -32,7 +33,6 @@ _CANCELLED_UNITS = 1e2
 _LOWERED_BOUND = 1e-2
 # Modules with hooks that are tried one by one to find the one that changes gradients.
 _SUSPECTS = 16
-_MODULE_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 
 def hooks_and_checkpoints(
@@ -98,12 +98,6 @@ def _names_only(waiver: Waiver, slots: Mapping[str, Slot], touched: set[str]) ->
     return bool(named) and all(name in touched for name in named)
 
 
-def has_hook(leaf: Tensor) -> bool:
-    """True when a backward pass runs a hook of this tensor."""
-    after: Any = getattr(leaf, "_post_accumulate_grad_hooks", None)
-    return bool(leaf._backward_hooks) or bool(after)
-
-
 def _hook_owner(twin: Twin, changed: Sequence[str], own: Sequence[str]) -> str:
     """The module whose own hook changes gradients; of parameters first, as those act alone."""
     of_parameters = [name for name in changed if name in own]
@@ -112,7 +106,7 @@ def _hook_owner(twin: Twin, changed: Sequence[str], own: Sequence[str]) -> str:
     suspects: list[tuple[str, list[dict[int, Any]]]] = [
         (path, hooks)
         for path, module in twin.model.named_modules()
-        if (hooks := [vars(module)[kind] for kind in _MODULE_HOOKS if vars(module).get(kind)])
+        if (hooks := [vars(module)[kind] for kind in BACKWARD_HOOKS if vars(module).get(kind)])
     ]
     for path, registries in suspects[:_SUSPECTS]:
         kept = [dict(registry) for registry in registries]

@@ -21,7 +21,7 @@ from components.validate.gradients.report import (
     evidence_passes,
 )
 from components.validate.gradients.step import step_checks
-from components.validate.gradients.twin import build_twin
+from components.validate.gradients.twin import build_native_twin, build_twin, needs_native
 from components.validate.waivers import Waiver
 
 
@@ -52,8 +52,11 @@ def verify_gradients(
         waivers: declared exceptions; a waiver that excuses nothing fails the report.
         optimizer: if given, must hold every trainable parameter of `model`.
 
-    Cost on a model without fault: at most 2P + 10 forwards for P tensors up to 500, about 20 for
-    more; at most 12 backwards. Memory: at most 4 times the model in float64, beside the given one.
+    Cost on a model without fault, over both modes: at most 2P + 10 forwards for P tensors up to
+    500, about 20 for more; at most 12 backwards. Memory: at most 4 times the model in float64,
+    beside the given one.
+
+    An exception of `loss_fn` or the model reaches the caller, with a note on batch and mode.
 
     Raises:
         ValueError: fewer than three batches, no trainable or an uninitialised parameter, a model
@@ -62,8 +65,16 @@ def verify_gradients(
     started = time.perf_counter()
     _require_arguments(model, batches)
     with torch.inference_mode(False), torch.enable_grad(), unharmed(model):
-        twin, home = build_twin(model, loss_fn, batches[:BATCHES], seed)
-        step = step_checks(twin, home, model, training=True, waivers=waivers, optimizer=optimizer)
+        data = batches[:BATCHES]
+        twin, home = build_twin(model, loss_fn, data, seed)
+        try:
+            step = step_checks(twin, home, model, waivers=waivers, optimizer=optimizer)
+        except RuntimeError as error:
+            if not needs_native(twin, error):
+                raise
+            # Hard-coded float32 on a path that only eval mode takes.
+            twin, home = build_native_twin(model, loss_fn, data, seed, twin)
+            step = step_checks(twin, home, model, waivers=waivers, optimizer=optimizer)
         examination = examine(twin, home, step.loss, step.away, seed)
         home.gradients.clear()
         tensors = [_judged(finding, waivers) for finding in examination.findings]

@@ -102,6 +102,12 @@ def test_metrics_are_logged_by_step_and_in_batches(tracking: Tracking, run_id: s
     assert {name: value for name, value in known.items() if name.startswith("m/")} == many
 
 
+def test_a_metric_may_be_named_after_any_value(tracking: Tracking, run_id: str) -> None:
+    tracking.log_metrics(run_id, {"auc/c/AT&T (US), Inc": 1.0, "auc/c/..": 2.0, "auc/c/": 3.0})
+    known = tracking.client.get_run(run_id).data.metrics
+    assert known["auc/c/AT_T _US__ Inc"] == 1.0 and "auc/c/_" in known
+
+
 def test_a_metric_comes_back_by_step_and_the_last_of_a_step_counts(
     tracking: Tracking, run_id: str
 ) -> None:

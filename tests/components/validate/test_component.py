@@ -166,3 +166,20 @@ def test_refused_classes_are_verdicts() -> None:
     report = verify_component(f"{HERE}:Incomplete")
     assert not report.passed
     assert report.culprit == ""
+
+
+def test_waivers_of_a_class_without_a_pipeline() -> None:
+    declared = verify_component(f"{HERE}:Frozen")
+    assert declared.passed
+    assert declared.gradients is not None
+    assert [t.name for t in declared.gradients.tensors if t.verdict is Verdict.WAIVED] == [
+        "first.weight",
+        "first.bias",
+    ]
+    undeclared = verify_component(f"{HERE}:Undeclared")
+    assert not undeclared.passed
+    assert undeclared.culprit == "first"
+    wrong = verify_component(f"{HERE}:Misdeclared")
+    assert not wrong.passed
+    assert wrong.contract is not None
+    assert "Misdeclared.waivers must be a tuple of Waiver" in wrong.contract.failures[0]

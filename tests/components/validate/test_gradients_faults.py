@@ -259,3 +259,18 @@ def test_a_fault_behind_a_zero_initialised_layer_is_found() -> None:
     report = verified(model)
     assert set(failing(report)) == UPSTREAM
     assert report.culprit == "block.1"
+
+
+def test_replays_move_parameters_that_share_storage_once() -> None:
+    class Tied(Healthy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(len(self.bias)))
+            self.again = nn.Parameter(self.scale.data)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.scale + self.again
+
+    torch.manual_seed(0)
+    report = verified(Net(nn.Sequential(DetachedBranch(), Tied())))
+    assert report.culprit == "block.1.0"

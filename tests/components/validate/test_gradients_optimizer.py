@@ -214,6 +214,52 @@ def test_a_wrong_update_fails_and_says_what_moved(name: str) -> None:
     assert verified(model, optimizer=optimizer, waivers=[excuse]).passed
 
 
+class OwnRate(Signed):
+    """Sets its rate by itself, as Adafactor does."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters)
+        for group in self.param_groups:
+            group["lr"] = None
+
+    def step(self, closure: Any = None) -> None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad, alpha=0.1)
+
+
+def test_a_rate_of_none_is_the_optimisers_own_business() -> None:
+    report = verified(model := Net(Healthy()), optimizer=OwnRate(model.parameters()))
+    assert report.passed, report.reason
+
+
+def test_options_that_a_step_adds_to_the_given_groups_are_taken_away() -> None:
+    model = Net(Healthy())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def mark(*_: Any) -> None:
+        optimizer.param_groups[0]["seen"] = True
+
+    optimizer.register_step_post_hook(mark)
+    assert verified(model, optimizer=optimizer).passed
+    assert "seen" not in optimizer.param_groups[0]
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}, {"amsgrad": True}])
+def test_groups_of_their_own_rates_with_frozen_parameters(options: dict[str, bool]) -> None:
+    model = Net(Healthy())
+    model.head.bias.requires_grad_(False)
+    groups = [
+        {"params": list(model.head.parameters()), "lr": 0.1},
+        {"params": [p for n, p in model.named_parameters() if not n.startswith("head")]},
+    ]
+    frozen = Waiver(tensor="head.bias", kind=WaiverKind.FROZEN, reason="constant")
+    report = verified(model, optimizer=torch.optim.Adam(groups, **options), waivers=[frozen])
+    assert report.passed, report.reason
+
+
 def test_a_skipped_update_of_a_vanishing_gradient_is_seen() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, 2), nn.BatchNorm1d(2))
     # The bias before a batch norm has no gradient but rounding.

@@ -223,7 +223,7 @@ def test_step_checks_cost_four_forwards_and_one_more_with_hooks(hooked: bool) ->
         model.head.weight.register_hook(lambda g: None)
     twin, home = build_twin(model, squared, batches(), seed=0)
     before = twin.forwards
-    outcome = step_checks(twin, home, model, training=True, waivers=(), optimizer=None)
+    outcome = step_checks(twin, home, model, waivers=(), optimizer=None)
     # The second backward, the reading in eval mode and two parts of the batch.
     assert twin.forwards - before == 4 + hooked
     assert all(check.passed for check in outcome.checks)

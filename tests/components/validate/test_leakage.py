@@ -77,6 +77,7 @@ def test_identical_rows_are_counted_and_the_share_is_judged(
     assert report.duplicates.first == (50, 51, 52)[:repeated]
     strict = check(tmp_path / "strict", train, holdout, duplicate_share=0.0)
     assert f"{repeated} ({repeated / 200:.2%}, allowed none)" in strict.failures[0]
+    assert "or raise LeakageAlarms.duplicate_share" in strict.failures[0]
 
 
 def test_a_row_with_another_label_is_another_row(tmp_path: Path) -> None:
@@ -187,6 +188,28 @@ def test_a_sample_of_one_label_is_said_to_be_none() -> None:
     assert scores == {} and "no class stands in both halves" in skipped["x"]
 
 
+def test_a_rare_class_is_in_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A feature that knows it is found, though a fair sample would hold no row of it."""
+    monkeypatch.setattr(leakage, "SAMPLE_ROWS", 500)
+    train, holdout = numbers(20_000, 0), numbers(100, 1, 20_000)
+    train["label"][:] = np.arange(20_000) % 2_000 == 7
+    train["x"] += 9 * train["label"]
+    report = check(tmp_path, train, holdout)
+    assert report.sample_rows == 500
+    assert "'x' does, with ROC-AUC" in report.failures[0]
+
+
+def test_where_no_feature_can_be_scored_the_alarm_fails(tmp_path: Path) -> None:
+    """The one row of the rare class stands in one half."""
+    train, holdout = numbers(40, 0), numbers(40, 1, 40)
+    train["label"][:] = np.arange(40) == 3
+    report = check(tmp_path, train, holdout)
+    (failure,) = report.failures
+    assert not report.passed and "x cannot be looked at: of 40 training rows no class" in failure
+    allowed = {"x": "looked at by hand"}
+    assert check(tmp_path / "allowed", train, holdout, allowed=allowed).passed
+
+
 def test_infinite_values_are_values() -> None:
     label = np.arange(40) % 2
     rows = pa.table({"x": np.where(label == 1, np.inf, -np.inf), "label": label})
@@ -199,6 +222,8 @@ EQUAL = [
     (pa.array([1, 2], pa.int64()), pa.array([1.0, 2.0], pa.float32())),
     (pa.array([0.0, np.nan]), pa.array([-0.0, -np.nan])),
     (pa.array(["a", None, "b"]), pa.array(["a", None, "b"]).dictionary_encode()),
+    (pa.array([7, None, 9]), pa.DictionaryArray.from_arrays([1, 0, 2], pa.array([None, 7, 9]))),
+    (pa.array(["a", "b"]), pa.array(["a", "b"], pa.large_string()).dictionary_encode()),
     (pa.array([True, False]), pa.array([1, 0], pa.int8())),
     (pa.array([[1, 2]], pa.list_(pa.float32(), 2)), pa.array([[1, 2]], pa.list_(pa.float64(), 2))),
 ]

@@ -240,3 +240,20 @@ def test_many_slices_and_those_without_a_score() -> None:
 def test_losses_may_be_unknown() -> None:
     assert draw_losses(Losses({}, {})) is None
     assert size(draw_losses(LOSSES)) == (480, 256)
+
+
+def test_dollars_in_a_value_are_no_formula() -> None:
+    one = Slice(value="$\\oops$", rows=9, score=0.5, passed=True, note="")
+    bare = Slice(value="$", rows=9, score=None, passed=False, note="KeyError: '$\\x$'")
+    result = SliceResult(
+        metric="auc",
+        column="$\\price$",
+        minimum=0.1,
+        maximum=None,
+        min_rows=9,
+        slices=(one, bare),
+        passed=False,
+        failures=(),
+        sentence="",
+    )
+    assert size(draw_slices([result]))

@@ -21,9 +21,8 @@ def test_metrics_that_raise_are_a_failure_beside_the_others(tmp_path: Path) -> N
     pipeline = replace(PIPELINE, metrics=broken)
     evidence = Candidate(pipeline=pipeline, world=World(shared_keys=2)).evidence(tmp_path)
     first, second = evidence.failures()
-    assert first == (
-        "quality: metrics must score the held-out rows; they raised ZeroDivisionError: no rows"
-    )
+    assert first.startswith("quality: metrics of pipeline ")
+    assert "got ZeroDivisionError: no rows. Mend metrics" in first
     assert second.startswith("leakage: ")
     assert evidence.gates is None and evidence.scored is not None and evidence.metrics == {}
     with pytest.raises(GateError, match="ZeroDivisionError"):
@@ -45,6 +44,27 @@ def test_where_nothing_can_be_scored_leakage_and_gradients_are_looked_at(tmp_pat
     assert evidence.gradients is not None and evidence.gradients.passed
     names = {"contract_report", "gradient_report", "leakage_report", "source_report"}
     assert set(evidence.reports()) == names
+
+
+def test_a_model_that_fails_on_a_held_out_row_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "answer_rows", raising(KeyError("a new category")))
+    evidence = Candidate(world=World(shared_keys=2)).evidence(tmp_path)
+    first, second = evidence.failures()
+    assert first.startswith("quality: the model must answer every held-out row; it raised KeyError")
+    assert second.startswith("leakage: ")
+    monkeypatch.setattr(run, "answer_rows", raising(DataError("the file was cut")))
+    with pytest.raises(DataError, match="the file was cut"):
+        Candidate().evidence(tmp_path / "cut")
+
+
+def test_too_few_rows_to_check_with_are_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "GRADIENT_ROWS", 10**6)
+    with pytest.raises(DataError, match="at least 1000000 training rows .*; got "):
+        Candidate().evidence(tmp_path)
 
 
 def raising(error: Exception) -> Callable[..., Any]:

@@ -89,6 +89,8 @@ def test_a_ceiling_is_kept_from_above() -> None:
         pa.array([3] * 8 + [7] * 10, pa.int8()),
         pa.array([False] * 8 + [True] * 10),
         pa.array(["x"] * 8 + ["y"] * 10).dictionary_encode(),
+        pa.DictionaryArray.from_arrays([0] * 5 + [2] * 3 + [1] * 10, ["x", "y", "x", "unused"]),
+        pa.DictionaryArray.from_arrays([0] * 8 + [1] * 10, pa.array(["x", None])),
         pa.array(["x"] * 8 + [None] * 10),
         pa.array([4] * 8 + [None] * 10, pa.int32()),
     ],
@@ -98,7 +100,12 @@ def test_columns_of_other_types_and_missing_values_are_slices(places: pa.Array) 
     result = check(gate(), places)
     assert [(one.rows, one.score) for one in result.slices] == [(8, 1.0), (10, 0.1)]
     assert len(result.failures) == 1
-    assert (result.slices[1].value == MISSING) is (places.null_count > 0)
+    assert (result.slices[1].value == MISSING) is (None in places.to_pylist())
+
+
+def test_a_value_that_is_written_like_a_missing_one_keeps_its_rows() -> None:
+    found = slice_rows(pa.table({"place": ["a", None, MISSING, "a"]}), "place")
+    assert {name: rows.tolist() for name, rows in found.items()} == {"a": [0, 3], MISSING: [1, 2]}
 
 
 def test_of_the_label_every_class_is_judged() -> None:
@@ -122,7 +129,10 @@ def test_a_gate_that_cannot_be_evaluated_fails(changes: dict[str, object], words
     assert f"the gate cannot be evaluated: {words}" in result.failures[0]
 
 
-@pytest.mark.parametrize(("metric", "words"), [("odd", "it is nan"), ("lost", "was not measured")])
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [("odd", "it is nan"), ("lost", "was not measured, only accuracy, size, odd")],
+)
 def test_a_metric_that_is_missing_or_not_finite_fails(metric: str, words: str) -> None:
     result = check(gate(metric=metric), pa.array(PLACES))
     assert len(result.failures) == 2
@@ -135,6 +145,12 @@ def test_a_metric_that_raises_fails_the_gate_and_not_the_run() -> None:
 
     result = check(gate(), pa.array(PLACES), replace(PIPELINE, metrics=broken, resampled=None))
     assert "cannot be judged: ZeroDivisionError: no rows, which fails" in result.failures[0]
+
+    def lacking(scored: Scored) -> dict[str, float]:
+        return {"accuracy": scored.rows["no such column"]}
+
+    result = check(gate(), pa.array(PLACES), replace(PIPELINE, metrics=lacking, resampled=None))
+    assert "KeyError" in result.failures[0] and "no such column" in result.failures[0]
 
     def unready(scored: Scored) -> object:
         raise ZeroDivisionError("not prepared")
@@ -164,5 +180,9 @@ def test_a_column_of_too_many_values_is_refused() -> None:
 def test_a_slice_gate_that_lets_everything_pass_is_refused() -> None:
     with pytest.raises(ValueError, match="slice gate on 'auc' must set minimum or maximum"):
         SliceGate(metric="auc", column="x")
+    with pytest.raises(ValueError, match=r"bounds that a number can keep; got 0\.9\.\.0\.5"):
+        SliceGate(metric="auc", column="x", minimum=0.9, maximum=0.5)
+    with pytest.raises(ValueError, match=r"bounds that a number can keep; got inf\.\.inf"):
+        SliceGate(metric="auc", column="x", minimum=math.inf)
     with pytest.raises(ValueError, match=r"min_rows must be >= 1, got 0"):
         SliceGate(metric="auc", column="x", minimum=0.5, min_rows=0)

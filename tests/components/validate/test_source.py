@@ -4,9 +4,12 @@ import importlib
 import socket
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -265,4 +268,31 @@ def test_other_threads_keep_the_network() -> None:
         assert found == []
         with pytest.raises(NetworkRefusedError):
             socket.create_connection(place, timeout=5)
+    assert len(found) == 1
+
+
+def test_a_thread_that_ends_takes_no_other_watch_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread begins to watch just while another takes its own watch off the list."""
+    began, found = threading.Event(), []
+
+    def other() -> None:
+        with network_refused() as attempts:
+            began.set()
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", 9), timeout=1)
+            found.extend(attempts)
+
+    thread = threading.Thread(target=other)
+
+    class Slow(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            yield from super().__iter__()
+            if not thread.ident:
+                thread.start()
+                began.wait(0.2)
+
+    monkeypatch.setattr(import_guard, "_watching", Slow())
+    with network_refused():
+        pass
+    thread.join()
     assert len(found) == 1
