@@ -80,28 +80,17 @@ class Parametrized(nn.Module):
 
 
 class Spectral(nn.Module):
-    """A discriminator whose weights are divided by their largest singular value.
-
-    Torch takes the singular vectors as constants, which is exact once they have converged.
-    """
+    """A discriminator whose weights are divided by their largest singular value."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            parametrizations.spectral_norm(self.separated(5, 8), n_power_iterations=8),
+            parametrizations.spectral_norm(nn.Linear(5, 8)),
             nn.LeakyReLU(0.2),
-            parametrizations.spectral_norm(self.separated(8, 8), n_power_iterations=8),
+            nn.utils.spectral_norm(nn.Linear(8, 8)),
             nn.LeakyReLU(0.2),
             nn.Linear(8, 2),
         )
-
-    @staticmethod
-    def separated(width_in: int, width_out: int) -> nn.Linear:
-        layer = nn.Linear(width_in, width_out)
-        left, values, right = torch.linalg.svd(layer.weight.data, full_matrices=False)
-        values[0] = 3 * values[0]
-        layer.weight.data = left * values @ right
-        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)

@@ -224,9 +224,13 @@ def test_interrupting_the_run_cancels_the_training(
         return "", ""
 
     monkeypatch.setattr(prefect_deployments, "CANCEL_S", 0.2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" ignores it
     taken = worker(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train.fn(make_job())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.fn(make_job())
+    finally:
+        signal.signal(signal.SIGINT, before)
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(taken[0]).state
     assert state is not None

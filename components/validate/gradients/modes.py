@@ -76,10 +76,16 @@ def examine(twin: Twin, home: Reading, repeated: float, away: Reading, seed: int
     sound = [slot for slot in twin.slots if slot.name not in names]
     if plan.both:
         found += _examine_away(plan, sound)
+    idle = plan.without_path()
     away.gradients.clear()
     found += _examine_home(plan, sound, repeated)
+    worst = (_worst(slot, [f for f in found if f.slot is slot]) for slot in twin.slots)
+    idle = _never_reached(twin, idle)
     findings = tuple(
-        _worst(slot, [finding for finding in found if finding.slot is slot]) for slot in twin.slots
+        Finding(f.slot, True, Verdict.FAIL, Cause.UNUSED)
+        if f.slot.name in idle and f.verdict is not Verdict.FAIL
+        else f
+        for f in worst
     )
     return Examination(findings, (True, False) if plan.both else (True,))
 
@@ -115,6 +121,11 @@ class _Plan:
         self.twin.set_mode(True)
         blind = shows_in_outputs(self.twin, finding.slot, finding.batch, self.seed)
         return replace(finding, verdict=Verdict.PASS, cause=Cause.NONE) if blind else finding
+
+    def without_path(self) -> set[str]:
+        """Slots that the loss reads in eval mode, and on batch 0 does not reach in train mode."""
+        home = self._readings[True].gradients
+        return {name for name in self.in_away_only if home[name] is None}
 
     def drop_readings(self) -> None:
         """Let the gradients at the given weights go; nothing is compared there any more."""
@@ -256,6 +267,16 @@ def _alone(
         )
         for slot in slots
     ]
+
+
+def _never_reached(twin: Twin, idle: set[str]) -> set[str]:
+    """Those of `idle` that no batch reaches in train mode: they stay as they were initialised."""
+    twin.set_mode(True)
+    for batch in range(1, BATCHES):
+        if idle:
+            gradients = twin.reading(batch).gradients
+            idle = {name for name in idle if gradients[name] is None}
+    return idle
 
 
 def _spoiled_at_once(twin: Twin, reading: Reading, *, training: bool) -> list[Finding]:

@@ -11,23 +11,13 @@ from torch.overrides import TorchFunctionMode
 
 from components.validate.nests import is_differentiable, map_tensors, tensors_in, widened
 
-# Functions that promote no dtypes, so that a float32 constant among float64 numbers stops them.
+# Losses that promote no dtypes, so that class weights in float32 stop float64 numbers.
 _STRICT = frozenset(
     {
-        "__matmul__",
-        "__rmatmul__",
-        "addmm",
-        "baddbmm",
         "binary_cross_entropy",
         "binary_cross_entropy_with_logits",
-        "bmm",
         "cross_entropy",
         "cross_entropy_loss",
-        "einsum",
-        "linear",
-        "matmul",
-        "mm",
-        "mv",
         "nll_loss",
         "nll_loss_nd",
     }
@@ -36,7 +26,7 @@ _CASTS = frozenset({Tensor.float, Tensor.to, Tensor.type})
 
 
 class WidenConstants(TorchFunctionMode):
-    """Lets whole numbers and constants take part in float64, as they do in float32 in training.
+    """Lets whole numbers and class weights take part in float64, as they do in float32 in training.
 
     `labels.float()` is a cast of whole numbers, and `torch.tensor([1.0, 3.0])` in a loss holds
     class weights: neither means that the loss is to be rounded to float32, which would hide small

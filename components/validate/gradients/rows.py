@@ -41,6 +41,8 @@ _SPLITS = (slice(0, 1), slice(1, None))
 # How far a loss may be from its rows' mean or sum, and, relative to the norms summed, a gradient
 # along one direction. The last is for both where numbers below float64 are inside.
 _LOSS_BOUND, _GRADIENT_BOUND, _LOWERED_BOUND = 1e-9, 1e-7, 1e-2
+# A weighted mean may be within a percent of the mean by chance, so losses are held to float32.
+_LOWERED_LOSS_BOUND = 1e-5
 # Share of the largest gradient norm that may be rounding: a key's bias in attention, or one before
 # a normalisation, has a gradient that is zero but for it.
 _ROUNDING_SHARE = 1e-11
@@ -237,7 +239,7 @@ def _additivity(
     """How the loss is reduced over rows ('' if neither way), and slots whose gradient is not."""
     if any(part.error is not None for part in parts):
         return "", []
-    bound = _LOWERED_BOUND if twin.lowered else _LOSS_BOUND
+    bound = _LOWERED_LOSS_BOUND if twin.lowered else _LOSS_BOUND
     found: tuple[str, list[str]] = ("", [])
     for power, reduction in enumerate(("sum", "mean", _TWICE)):
         weights = [(part.size / part.count) ** power for part in parts]

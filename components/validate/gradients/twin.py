@@ -16,6 +16,7 @@ from components.validate.gradients.hooks import Hooks, is_hooked, same_values
 from components.validate.gradients.precision import PrecisionWatch, WidenConstants
 from components.validate.gradients.random_state import kept_random_state, seed_everything
 from components.validate.gradients.slots import Reading, Slot, slots_of
+from components.validate.gradients.spectral import settle_spectral_norms
 from components.validate.nests import (
     as_real,
     common_rows,
@@ -50,6 +51,7 @@ class Twin:
         self.model, memo = _deep_copy(model)
         if not native:
             _widen_in_place(self.model)
+        settle_spectral_norms(self.model)
         self.slots: list[Slot] = slots_of(model, self.model)
         given: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         if is_hooked(model):

@@ -54,6 +54,22 @@ def test_a_parameter_used_in_one_mode_only_is_not_unused() -> None:
     assert verified(Auxiliary()).passed
 
 
+def test_a_layer_that_only_eval_mode_reads_is_never_trained() -> None:
+    class Switching(Net):
+        def __init__(self) -> None:
+            super().__init__(Healthy())
+            self.other = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            return out if self.training else self.other(out)
+
+    torch.manual_seed(0)
+    report = verified(Switching())
+    assert failing(report) == {"other.weight": Cause.UNUSED, "other.bias": Cause.UNUSED}
+    assert report.culprit == "other"
+
+
 @pytest.mark.parametrize("kind", ["list", "dict", "modules"])
 def test_parameter_outside_the_registry(kind: str) -> None:
     class Hidden(Healthy):
