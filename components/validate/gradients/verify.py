@@ -63,7 +63,7 @@ def verify_gradients(
             that cannot be copied, or a loss that is not one number.
     """
     started = time.perf_counter()
-    _require_arguments(model, batches)
+    _require_arguments(model, batches, optimizer)
     with torch.inference_mode(False), torch.enable_grad(), unharmed(model):
         data = batches[:BATCHES]
         twin, home = build_twin(model, loss_fn, data, seed)
@@ -129,7 +129,12 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _require_arguments(model: nn.Module, batches: Sequence[Any]) -> None:
+def _require_arguments(model: nn.Module, batches: Sequence[Any], optimizer: object) -> None:
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            "optimizer must be a torch.optim.Optimizer or None; got "
+            f"{type(optimizer).__name__}. Build it with model.parameters() and pass the instance."
+        )
     if not isinstance(batches, Sequence) or len(batches) < BATCHES:
         got = len(batches) if isinstance(batches, Sequence) else type(batches).__name__
         raise ValueError(

@@ -316,3 +316,9 @@ def test_steps_that_cannot_be_taken_on_copies_are_not_applicable(kind: str) -> N
     report = verified(model, optimizer=optimizer)
     assert report.passed, report.reason
     assert detail(report).startswith("not applicable")
+
+
+def test_what_is_no_optimizer_is_refused() -> None:
+    wrong: Any = torch.optim.SGD
+    with pytest.raises(ValueError, match=r"must be a torch.optim.Optimizer or None; got type"):
+        verified(Net(Healthy()), optimizer=wrong)
