@@ -88,7 +88,7 @@ def _contract(report: ContractReport | None) -> tuple[str, Iterator[str]]:
 def _gradients(report: GradientReport | None) -> tuple[str, Iterator[str]]:
     if report is None:
         return "not looked at", iter(())
-    good = sum(t.verdict not in (Verdict.FAIL, Verdict.UNVERIFIABLE) for t in report.tensors)
+    good = sum(not t.refused for t in report.tensors)
     checks = sum(check.passed for check in report.checks)
     count = (
         f"{good} of {len(report.tensors)} tensors and {checks} of {len(report.checks)} checks hold"
@@ -106,7 +106,7 @@ def _gradient_faults(report: GradientReport) -> Iterator[str]:
     told = [c for c in report.checks if not c.passed and c.detail in report.reason]
     if not told:  # else the check itself is listed below
         yield f"{report.reason.rstrip('.')}."
-    doubtful = [t for t in report.tensors if t.verdict in (Verdict.FAIL, Verdict.UNVERIFIABLE)]
+    doubtful = [t for t in report.tensors if t.refused]
     for tensor in doubtful[:_MOST]:
         error = ""
         if tensor.relative_error is not None and tensor.tolerance is not None:

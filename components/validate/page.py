@@ -8,7 +8,7 @@ from components.pipeline import Pipeline
 from components.validate.gates.leakage import LeakageReport, Overlap
 from components.validate.gates.report import BaselineResult, GateResult, SliceResult
 from components.validate.gates.single_features import UNSCORABLE
-from components.validate.gradients.report import GradientReport, Verdict
+from components.validate.gradients.report import GradientReport
 from components.validate.page_plots import (
     Losses,
     draw_curves,
@@ -106,7 +106,7 @@ def _gates(evidence: Evidence) -> Iterable[tuple[str, str, str, bool]]:
     held = sum(check.passed for check in checks)
     yield "contract", f"{held} of {len(checks)} checks hold", "all", evidence.contract.passed
     if (report := evidence.gradients) is not None:
-        good = sum(t.verdict not in (Verdict.FAIL, Verdict.UNVERIFIABLE) for t in report.tensors)
+        good = sum(not t.refused for t in report.tensors)
         steps = sum(check.passed for check in report.checks)
         found = f"{good} of {len(report.tensors)} tensors, {steps} of {len(report.checks)} checks"
         yield "gradients", found, "all", report.passed

@@ -133,7 +133,7 @@ def _worst(tensors: Sequence[TensorCheck]) -> list[TensorCheck]:
     """In the model's order, at most ``MOST_TENSORS`` of them."""
 
     def badness(tensor: TensorCheck) -> float:
-        if tensor.verdict in (Verdict.FAIL, Verdict.UNVERIFIABLE):
+        if tensor.refused:
             return float("inf")
         return (tensor.relative_error or 0.0) / (tensor.tolerance or 1.0)
 

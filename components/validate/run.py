@@ -24,7 +24,7 @@ from components.validate.gates.baseline import label_frequencies
 from components.validate.gates.leakage import LeakageReport, check_leakage
 from components.validate.gates.report import GatesReport
 from components.validate.gradients import verify_gradients
-from components.validate.gradients.report import GradientReport, Verdict
+from components.validate.gradients.report import GradientReport
 from components.validate.source import SourceReport, verify_source
 
 CONTRACT_ROWS = (8, 5, 3)
@@ -209,8 +209,7 @@ def _check_gradients(
 
 def _failing(report: GradientReport) -> str:
     """The tensors that did not pass, at most five of them."""
-    doubtful = (Verdict.FAIL, Verdict.UNVERIFIABLE)
-    names = [f"{t.name} ({t.cause})" for t in report.tensors if t.verdict in doubtful]
+    names = [f"{t.name} ({t.cause})" for t in report.tensors if t.refused]
     more = ["..."] if len(names) > MOST_NAMED else []
     return f". Tensors: {', '.join([*names[:MOST_NAMED], *more])}" if names else ""
 

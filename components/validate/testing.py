@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from components.validate.gradients import verify_gradients
-from components.validate.gradients.report import GradientReport, TensorCheck, Verdict
+from components.validate.gradients.report import GradientReport, TensorCheck
 from components.validate.waivers import Waiver
 
 # A fault near the loss fails most tensors of a model; more rows than these help nobody.
@@ -57,7 +57,7 @@ def _lines(report: GradientReport, model: str) -> Iterator[str]:
     if failed:
         yield "failed checks:"
         yield from (f"  {check.name}: {check.detail}" for check in failed)
-    refused = [t for t in report.tensors if t.verdict in {Verdict.FAIL, Verdict.UNVERIFIABLE}]
+    refused = [t for t in report.tensors if t.refused]
     if refused:
         yield f"failing tensors ({len(refused)} of {len(report.tensors)}):"
         yield from _table([_HEADER, *(_cells(t) for t in refused[:SHOWN_TENSORS])])

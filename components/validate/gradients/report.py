@@ -59,6 +59,11 @@ class TensorCheck(_Record):
     step: float | None = None
     mode: str | None = None
 
+    @property
+    def refused(self) -> bool:
+        """True when this verdict alone makes the report fail."""
+        return self.verdict in (Verdict.FAIL, Verdict.UNVERIFIABLE)
+
 
 class StepCheck(_Record):
     """One named check on the model's structure or on its training step."""
@@ -97,5 +102,4 @@ class GradientReport(_Record):
 
 def evidence_passes(tensors: tuple[TensorCheck, ...], checks: tuple[StepCheck, ...]) -> bool:
     """True when no tensor is FAIL or UNVERIFIABLE and every check passed."""
-    refused = {Verdict.FAIL, Verdict.UNVERIFIABLE}
-    return all(t.verdict not in refused for t in tensors) and all(c.passed for c in checks)
+    return all(not t.refused for t in tensors) and all(c.passed for c in checks)
