@@ -35,6 +35,9 @@ Split = Literal["train", "holdout"]
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 """Named arrays that share their first axis, B."""
 
+Dtype = Literal["float32", "int64", "float64", "string", "bool"]
+"""Of tensors. A model takes and gives ``float32`` and ``int64``; the others are columns of rows."""
+
 Instance = TypeVar("Instance")
 
 
@@ -49,8 +52,8 @@ class TensorSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    dtype: Literal["float32", "int64"]
-    shape: tuple[Literal["batch"] | int, ...]
+    dtype: Dtype
+    shape: tuple[str | int, ...]
     unit: str = ""
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor
 from components.contract import DataSource, Model, SourceContext
 from components.data.encoding import Features
 from components.errors import AssayError, ConfigError
+from components.export.config import Release
 from components.import_guard import network_refused
 from components.pipeline_entries import GROUP, pipeline_entries
 from components.train.config import TrainConfig
@@ -144,6 +145,7 @@ class Pipeline:
         baseline: Maps label frequencies of training (classes,) and a number of rows to the outputs
             of a model that predicts them always. Needed only where these do not follow from the
             outputs' shapes.
+        release: Operator set, variants, budget and way of promotion of the registered files.
     """
 
     name: str
@@ -163,6 +165,7 @@ class Pipeline:
     leakage: LeakageAlarms = field(default_factory=LeakageAlarms)
     resampled: Callable[[Scored], Resampled] | None = None
     baseline: Callable[[Floats, int], Mapping[str, npt.NDArray[np.generic]]] | None = None
+    release: Release = field(default_factory=Release)
 
     def __post_init__(self) -> None:
         """Refuse a pipeline whose decision or gates could not be made."""

@@ -112,12 +112,33 @@ class ValidatedModel(Record):
         return self.trained.key
 
 
+class VariantModel(Record):
+    """A smaller form of the model that kept its own bounds; differences are from the main file.
+
+    ``difference`` is the largest absolute one of an output, ``metric_difference`` that of the
+    deciding metric on the held-out rows, negative where the variant is worse.
+    """
+
+    kind: str
+    onnx: Artifact
+    difference: float
+    metric_difference: float
+    p50_ms: float
+
+
 class ExportedModel(Record):
-    """The ONNX file of a validated model, equal to it within tolerance."""
+    """The ONNX files of a validated model, equal to it within tolerance.
+
+    ``onnx`` is what is registered; for rows with columns it takes them as they are, and ``tensor``
+    is the network alone, for engines without the operators that read them.
+    """
 
     validated: ValidatedModel
     onnx: Artifact
     golden: Artifact
+    tensor: Artifact | None = None
+    tensor_golden: Artifact | None = None
+    variants: tuple[VariantModel, ...] = ()
     parity_report: Artifact
     opset: int
     stage: Stage
@@ -131,14 +152,17 @@ class RegisteredModel(Record):
     version: int
     source: str
     created: bool
+    signed: bool = False
     stage: Stage
 
 
 class Latency(Record):
-    """Milliseconds of a single-row call in the child process."""
+    """Milliseconds of a single-row call in the child; rows a second in batches of 1024."""
 
     p50_ms: float
+    p95_ms: float = 0.0
     p99_ms: float
+    rows_per_s: float = 0.0
 
 
 class SmokeTestedModel(Record):
@@ -150,10 +174,11 @@ class SmokeTestedModel(Record):
     batch_sizes: tuple[int, ...]
     latency: Latency
     providers: tuple[str, ...]
+    engines: tuple[str, ...] = ()
     stage: Stage
 
 
-Verdict = Literal["promoted", "kept_champion", "rejected"]
+Verdict = Literal["promoted", "kept_champion", "candidate", "rejected"]
 
 
 class Decision(Record):

@@ -69,6 +69,18 @@ class Settings(BaseSettings):
     ray_address: str = Field(
         "", description="Ray cluster for workers > 1; empty starts the workers on this machine"
     )
+    signing_key: SecretStr = Field(
+        SecretStr(""), description="private key (PEM, or the path of one) that signs versions"
+    )
+    trusted_signer: str = Field(
+        "", description="public key (PEM, or its path) of signatures; else the signing key's"
+    )
+    smoke_engines: str = Field(
+        "", description="further engines to prove: reference, openvino, node, chromium"
+    )
+    node_modules: str = Field(
+        "", description="folder node_modules with onnxruntime-node and onnxruntime-web"
+    )
     secrets_dir: str = Field("", description="folder with one file per setting, named ASSAY_...")
 
     @property

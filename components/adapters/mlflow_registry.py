@@ -213,7 +213,7 @@ def _signature(metadata: ModelMetadata) -> Any:
             [
                 MlflowTensorSpec(
                     np.dtype(spec.dtype),
-                    tuple(-1 if axis == "batch" else axis for axis in spec.shape),
+                    tuple(-1 if isinstance(axis, str) else axis for axis in spec.shape),
                     spec.name,
                 )
                 for spec in specs
