@@ -27,7 +27,13 @@ BATCH = "batch"
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """Operator sets that every engine knows; another one could name native code."""
 
-_DTYPES = {"FLOAT": "float32", "INT64": "int64"}
+_DTYPES = {
+    "FLOAT": "float32",
+    "DOUBLE": "float64",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "STRING": "string",
+}
 _TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 

@@ -258,7 +258,7 @@ def test_metadata_of_another_dtype_or_shape_is_refused() -> None:
         export_small(Small(identity, dtype="int64"))
     with pytest.raises(GateError, match=r"must be \('batch', 4\) float32; got \('batch', 3\)"):
         export_small(Small(identity, shape=("batch", 4)))
-    with pytest.raises(GateError, match=r"float32; got .* double"):
+    with pytest.raises(GateError, match=r"float32; got .* float64"):
         export_small(Small(lambda logits: logits.double()))
 
 
@@ -347,7 +347,7 @@ def tampered() -> Iterator[tuple[str, Callable[[onnx.ModelProto], None], str]]:
     yield "renamed axis", rename_axis, r"axis 0 of input 'numeric' .*got \('N', 5\)"
     yield "fixed axis", fix_axis, r"axis 0 of input 'categorical' .*got \(2, 3\)"
     yield "free axis", free_axis, r"'probabilities' must be .*got \('batch', 'classes'\)"
-    yield "other dtype", retype, r"'logits' must be .*got \('batch', 3\) double"
+    yield "other dtype", retype, r"'logits' must be .*got \('batch', 3\) float64"
     yield "foreign operator", domain, r"got \['com.example'\]"
     yield "foreign operator set", declare, r"got \['com.microsoft'\]"
     yield "external data", external, "all data must be inside the file"
