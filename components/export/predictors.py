@@ -5,9 +5,8 @@ Legend: B = batch, the number of rows asked for.
 Source of the session options: https://onnxruntime.ai/docs/performance/tune-performance/threading
 """
 
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -19,20 +18,22 @@ import torch
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ValidationError
 
-from components.contract import Arrays, Model, ModelMetadata, Predictor, TensorSpec, check_inputs
+from components.contract import Arrays, Model, ModelMetadata, Predictor
 from components.data.encoding import Encoding
 from components.errors import ContractError, InfrastructureError
-from components.export.onnx_file import ENCODING_KEY, METADATA_KEY, graph_failures, properties
+from components.export.chunks import predict_in_chunks
+from components.export.onnx_file import (
+    ENCODING_KEY,
+    METADATA_KEY,
+    graph_failures,
+    properties,
+)
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 Array = npt.NDArray[np.generic]
 Value = TypeVar("Value", bound=BaseModel)
-
-CHUNK_ROWS = 65_536
-CHUNK_VALUES = 1 << 22
-"""An engine sees at most this many rows, and about this many input values, at a time."""
 
 _FATAL = 4  # the severity above which onnxruntime logs; its errors still raise
 _WARNING = 2  # onnxruntime's own default
@@ -62,7 +63,7 @@ class TorchPredictor(Predictor):
             ContractError: An input or an output is not as the metadata says, or the module refused
                 the values, such as a category outside its embedding.
         """
-        return _predict_in_chunks(inputs, self._metadata, self._run)
+        return predict_in_chunks(inputs, self._metadata, self._run)
 
     def _run(self, chunk: Sequence[Array]) -> list[Array]:
         tensors = chain(self._model.parameters(), self._model.buffers())
@@ -120,7 +121,7 @@ class OnnxPredictor(Predictor):
             ContractError: An input or an output is not as the metadata says, or the graph refused
                 the values, such as a category outside its embedding.
         """
-        return _predict_in_chunks(inputs, self._metadata, self._run)
+        return predict_in_chunks(inputs, self._metadata, self._run)
 
     def _run(self, chunk: Sequence[Array]) -> list[Array]:
         names = [spec.name for spec in self._metadata.inputs]
@@ -177,7 +178,8 @@ def run_session(session: "ort.InferenceSession", inputs: Arrays) -> list[Array]:
         outputs: list[Array] = session.run(None, dict(inputs))
     except Exception as error:  # onnxruntime's errors have no base of their own
         raise ContractError(_refusal("the graph", error)) from error
-    return outputs
+    # Text comes as Python objects.
+    return [a.astype("U") if a.dtype.hasobject else a for a in outputs]
 
 
 def _import_onnxruntime() -> Any:
@@ -237,46 +239,6 @@ def _parse(kind: type[Value], held: dict[str, str], key: str) -> Value:
             f"{error.error_count()} faults, the first {error.errors()[0]['msg']!r} at "
             f"{error.errors()[0]['loc']}. Export the file with this version of assay."
         ) from error
-
-
-def _predict_in_chunks(
-    inputs: Arrays, metadata: ModelMetadata, run: Callable[[Sequence[Array]], list[Array]]
-) -> dict[str, Array]:
-    check_inputs(inputs, metadata.inputs)
-    rows = inputs[metadata.inputs[0].name].shape[0]
-    values = sum(math.prod(_static(spec)) for spec in metadata.inputs)
-    step = max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(1, values)))
-    parts: list[list[Array]] = [[_empty(spec)] for spec in metadata.outputs]
-    for start in range(0, rows, step):
-        # A copy of its own: contiguous, writable and in native byte order, whatever came in.
-        chunk = [
-            np.array(inputs[spec.name][start : start + step], dtype=spec.dtype, order="C")
-            for spec in metadata.inputs
-        ]
-        outputs = run(chunk)
-        _check_outputs(outputs, metadata.outputs, chunk[0].shape[0])
-        for part, output in zip(parts, outputs, strict=True):
-            part.append(output)
-    names = [spec.name for spec in metadata.outputs]
-    return {name: np.concatenate(part) for name, part in zip(names, parts, strict=True)}
-
-
-def _empty(spec: TensorSpec) -> Array:
-    return np.empty([0, *_static(spec)], dtype=spec.dtype)
-
-
-def _static(spec: TensorSpec) -> list[int]:
-    return [int(size) for size in spec.shape[1:]]
-
-
-def _check_outputs(outputs: Sequence[Array], specs: Sequence[TensorSpec], rows: int) -> None:
-    wanted = [(spec.dtype, (rows, *spec.shape[1:])) for spec in specs]
-    found = [(output.dtype.name, output.shape) for output in outputs]
-    if found != wanted:
-        raise ContractError(
-            f"outputs {[spec.name for spec in specs]} must be {wanted}; got {found}. "
-            "Mend predict or the model's metadata."
-        )
 
 
 def _refusal(who: str, error: Exception) -> str:

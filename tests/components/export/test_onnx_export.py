@@ -377,13 +377,13 @@ def test_bytes_that_are_no_protobuf_are_refused(described: ModelMetadata) -> Non
 def test_what_the_exporter_writes_is_verified_not_believed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    capture = onnx_export._capture
+    capture = onnx_export.capture
 
     def keeps_another_opset(*args: object) -> onnx.ModelProto:
         proto = capture(*args)  # type: ignore[arg-type]
         proto.opset_import[0].version = 18
         return proto
 
-    monkeypatch.setattr(onnx_export, "_capture", keeps_another_opset)
+    monkeypatch.setattr(onnx_export, "capture", keeps_another_opset)
     with pytest.raises(GateError, match=r"must declare opset 20; got \[18\]"):
         export_small(Small(identity))
