@@ -56,12 +56,13 @@ def model_card(facts: Facts) -> str:
 
 def _loading(facts: Facts) -> Iterable[str]:
     name = facts.exported.validated.trained.job.pipeline
-    rows = "rows, a DataFrame" if _columns(facts.metadata) else "arrays by input name"
+    columns = _columns(facts.metadata)
+    given = "rows)  # a DataFrame" if columns else "inputs)  # arrays by input name"
     return [
         "```python",
         "import mlflow",
         f'model = mlflow.pyfunc.load_model("models:/{name}@champion")',
-        f"model.predict(rows)  # {rows}",
+        f"model.predict({given}",
         "```",
         "",
         "Or load `model.onnx` with any ONNX runtime; `golden.npz` holds rows and their answers.",
@@ -101,7 +102,7 @@ def _limits(facts: Facts) -> Iterator[str]:
             '- Missing text is `""`. It is answered like any text that training did not show, or '
             "showed seldom: as unknown."
         )
-    if any(spec.dtype in ("float32", "float64") for spec in facts.metadata.inputs):
+    if _columns(facts.metadata) and any("float" in s.dtype for s in facts.metadata.inputs):
         yield "- A missing number is NaN."
 
 
@@ -142,11 +143,11 @@ def _slices(results: tuple[SliceResult, ...]) -> Iterator[str]:
         judged = [one for one in result.slices if one.score is not None]
         judged.sort(key=lambda one: (one.passed is None, -one.rows))
         rows += [
-            (result.column, one.value, f"{one.rows:,}", _number(one.score))
+            (result.column, one.value, f"{one.rows:,}", result.metric, _number(one.score))
             for one in judged[:_MOST_SLICES]
         ]
     if rows:
-        yield from _table(("column", "value", "rows", results[0].metric), rows)
+        yield from _table(("column", "value", "rows", "metric", "found"), rows)
 
 
 def _evidence(facts: Facts) -> Iterator[str]:
