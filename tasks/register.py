@@ -1,7 +1,6 @@
 """Register: an exported model becomes a version, once."""
 
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from components.export.parity import ParityReport
 from components.export.predictors import OnnxPredictor
 from components.records import Artifact, ExportedModel, RegisteredModel
 from components.register.card import Facts, model_card
-from components.register.provenance import PROVENANCE, SIGNATURE, installed, write_provenance
-from components.register.signing import sign_folder
+from components.register.provenance import installed
+from components.register.seal import seal_folder
 from components.register.tags import consumer_requirements, version_tags
 from components.state import exclusive
 from components.validate.contract_report import ContractReport
@@ -89,13 +88,9 @@ def _create(space: Workspace, registry: Registry, exported: ExportedModel) -> Ve
         files[name].write_text(text, encoding="utf-8")
 
     def seal(folder: Path, source: str) -> Mapping[str, str]:
-        write_provenance(folder, exported, source=source, parent=parent, flow_run=flow_run)
-        told = {"provenance_sha256": sha256((folder / PROVENANCE).read_bytes()).hexdigest()}
-        if not space.settings.signing_key.get_secret_value():
-            return told
-        sign_folder(folder, space.settings.signing_key)
-        assert (folder / SIGNATURE).is_file(), "the signature lies beside what it signs"
-        return {**told, "signed": "true"}
+        return seal_folder(
+            folder, exported, space.settings, source=source, parent=parent, flow_run=flow_run
+        )
 
     return registry.create(
         exported.validated.trained.run_id,

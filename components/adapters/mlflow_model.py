@@ -5,6 +5,7 @@ Signature and input example go by column where the graph takes columns, and by t
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -68,7 +69,9 @@ def write_model(
         run_id=logged.source_run_id,
         model_id=logged.model_id,
     )
-    with tempfile.TemporaryDirectory() as code:
+    with tempfile.TemporaryDirectory() as code, warnings.catch_warnings():
+        # MLflow compares the example's column names with a range, which pandas 3 deprecates.
+        warnings.filterwarnings("ignore", "Operation with range is deprecated")
         loader = Path(code) / f"{LOADER}.py"
         loader.write_bytes(files("components.register").joinpath("assay_rows.py").read_bytes())
         mlflow.onnx.save_model(

@@ -1,4 +1,4 @@
-"""A small ONNX model that takes rows as they are: a column of each type, and a vocabulary inside."""
+"""A small ONNX model that takes rows as they are: a column of each type, a vocabulary inside."""
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
