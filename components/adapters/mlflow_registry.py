@@ -223,7 +223,7 @@ class Registry:
         for other in younger:
             idle = other.number not in taken and DECISION not in other.tags
             if idle and (other.number == version.number or other.run_id == version.run_id):
-                self._delete(other)
+                self._delete(other, files=other.source != first.source)
         return first
 
     def twin_of(self, version: Version) -> Version | None:
@@ -245,13 +245,14 @@ class Registry:
             "twin": twin.number if twin else None,
         }
 
-    def _delete(self, version: Version) -> None:
+    def _delete(self, version: Version, *, files: bool) -> None:
         from mlflow.exceptions import MlflowException
 
         with mlflow_errors(self._tracking.uri):
             try:
                 self._client.delete_model_version(self.model, str(version.number))
-                self._client.delete_logged_model(version.source.removeprefix("models:/"))
+                if files:  # else a request that was sent twice has made both from the same
+                    self._client.delete_logged_model(version.source.removeprefix("models:/"))
             except MlflowException as error:
                 if error.error_code not in _ABSENT:  # else another process has deleted it
                     raise

@@ -4,8 +4,7 @@
 
 ``race`` waits, once it has found no version, until as many processes as there are have found none;
 ``crash`` dies when files are uploaded and the version is about to be made; ``crash-after`` when it
-is made and not yet settled; ``twice`` sends the request for it twice, as a client does that gets no
-answer to the first.
+is made and not yet settled.
 """
 
 import json
@@ -31,15 +30,11 @@ def main(uri: str, home: str, run_id: str, onnx_file: str, mode: str, *barrier: 
     def crash(*args: Any, **kwargs: Any) -> None:
         os._exit(9)
 
-    def twice(*args: Any, **kwargs: Any) -> Any:
-        make(*args, **kwargs)
-        return make(*args, **kwargs)
-
     def crash_after(*args: Any, **kwargs: Any) -> None:
         make(*args, **kwargs)
         os._exit(9)
 
-    wrapped = {"crash": crash, "twice": twice, "crash-after": crash_after}
+    wrapped = {"crash": crash, "crash-after": crash_after}
     if mode in wrapped:
         tracking.client.create_model_version = wrapped[mode]
     digest = {"onnx_sha256": digest_file(Path(onnx_file))}
