@@ -1,6 +1,5 @@
 """Every check of the smoke test is seen to fire, on real models in a real child process."""
 
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 from support.smoke_types import Recorded, Smoke
 
 from components.smoke_test.runner import SmokeReport, run_smoke_test
