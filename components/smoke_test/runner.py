@@ -8,6 +8,7 @@ or a rejection; only what is not the model's doing is an :class:`InfrastructureE
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import NoReturn
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.errors import ConfigError, GateError, InfrastructureError
-from components.smoke_test.judge.job import OUT_OF_MEMORY, Job
+from components.smoke_test.judge.job import ANNOUNCEMENT, OUT_OF_MEMORY, Job
 from components.smoke_test.process import Ended, run_child
 
 STAGE = "smoke_test"
@@ -29,6 +30,8 @@ _CHILD = Path(__file__).with_name("child.py")
 _CALLS = 1000
 _ROUNDS_PER_TIMEOUT = 10
 _CPU_GRACE_S = 5
+
+_ANNOUNCED = re.compile(ANNOUNCEMENT.format("([a-z0-9 ]+)"))
 
 # Where shared libraries and devices are found; everything else, secrets above all, stays behind.
 _PASSED_ON = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "SYSTEMROOT")
@@ -47,7 +50,7 @@ class Measurements(BaseModel):
     ``growth_bytes`` is what resident memory gained over ``calls`` of them. ``rows_per_s`` counts
     rows in batches of 1024, and ``parts_ms`` says what each check took. ``limits`` are those that
     the platform accepted; its ``network`` is ``namespace`` where the kernel took the network away,
-    ``audit`` where only Python's sockets are refused.
+    ``audit`` where only Python's sockets are refused. ``not_tried`` says why a check was left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +70,7 @@ class Measurements(BaseModel):
     onnxruntime_version: str
     limits: dict[str, int | str]
     parts_ms: dict[str, float]
+    not_tried: dict[str, str]
 
 
 class SmokeReport(Measurements):
@@ -203,7 +207,9 @@ def _environment() -> dict[str, str]:
 def _read(ended: Ended, timeout_s: float, memory_bytes: int) -> Measurements:
     """Turn the end of the child into measurements, or into the reason why there are none."""
     if ended.returncode is None:
-        _reject(ended, [f"the child must answer within {timeout_s:g} s; it was killed"])
+        _reject(
+            ended, [f"the child must answer within {timeout_s:g} s; it was killed{_when(ended)}"]
+        )
     if ended.returncode != 0:
         _reject(ended, _end_reasons(ended, memory_bytes))
     try:
@@ -229,12 +235,19 @@ def _end_reasons(ended: Ended, memory_bytes: int) -> list[str]:
         number = -ended.returncode
         name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
         hint = _SIGNAL_HINTS.get(name, "no usual cause is known")
-        reasons = [f"the child must live to answer; it died by {name}, {hint}"]
+        reasons = [f"the child must live to answer; it died by {name}, {hint}{_when(ended)}"]
     if any(sign in ended.stderr for sign in OUT_OF_MEMORY):
         reasons.append(f"it ran out of memory; its limit was {memory_bytes} bytes")
     return reasons
 
 
+def _when(ended: Ended) -> str:
+    """Say which step the child announced last."""
+    steps = _ANNOUNCED.findall(ended.stderr)
+    return f", in the step {steps[-1]!r}" if steps else ""
+
+
 def _reject(ended: Ended, reasons: Sequence[str]) -> NoReturn:
-    tail = [f"the child's last words: {ended.stderr}"] if ended.stderr else []
+    words = " ".join(_ANNOUNCED.sub("", ended.stderr).split())
+    tail = [f"the child's last words: {words}"] if words else []
     raise GateError(STAGE, [*reasons, *tail])

@@ -3,6 +3,7 @@
 Nothing but the standard library: the parent reads these types too.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar
 
@@ -15,6 +16,9 @@ OUT_OF_MEMORY = (
     "Cannot allocate memory",
     "Memory allocation still failed",
 )
+
+ANNOUNCEMENT = "<trying: {}>"
+"""What stands on stderr before each step."""
 
 
 class Job(TypedDict):
@@ -49,7 +53,11 @@ class Answer(TypedDict):
 
 
 def attempt(what: str, failures: list[str], step: Callable[[], Result]) -> Result | None:
-    """Take a step; an exception becomes a failure, so that the checks after it still run."""
+    """Take a step; an exception becomes a failure, so that the checks after it still run.
+
+    The step is announced on stderr, so that the parent can say where a child that died was.
+    """
+    print(ANNOUNCEMENT.format(what), file=sys.stderr, flush=True)  # noqa: T201 - read by the parent
     try:
         return step()
     except Exception as error:  # whatever a hostile model provokes is a reason to reject it

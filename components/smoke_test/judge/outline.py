@@ -40,6 +40,7 @@ FIELDS = {
 """By message: the fields, by number, below which a tensor or the name of an operator can stand."""
 
 _DOMAIN = {"OperatorSetIdProto": 1, "NodeProto": 7, "FunctionProto": 10}
+_OPERATOR = 4
 _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14
 
 _OTHER_FORMATS = (
@@ -51,32 +52,27 @@ _OTHER_FORMATS = (
 
 @dataclass
 class Outline:
-    """Names of tensors whose data lies elsewhere, domains of operators, and messages read."""
+    """Names of tensors whose data lies elsewhere, operators and their domains, and graphs."""
 
     external: list[str] = field(default_factory=list)
+    operators: set[str] = field(default_factory=set)
     domains: set[str] = field(default_factory=set)
     graphs: int = 0
 
-
-def unsafe_parts(data: bytes) -> list[str]:
-    """Say why a file must not be loaded; nothing that it names is opened.
-
-    Raises:
-        ValueError: The bytes are no ONNX protobuf.
-    """
-    outline = read_outline(data)
-    failures = []
-    if outline.external:
-        failures.append(
-            f"all data must be inside the file; external: {', '.join(outline.external)[:200]}. "
-            "Save the model with save_as_external_data=False"
-        )
-    if foreign := sorted(outline.domains - DOMAINS):
-        failures.append(
-            f"operators must come from the domains {sorted(DOMAINS)}; got {str(foreign)[:200]}. "
-            "Express the model without custom operators"
-        )
-    return failures
+    def faults(self) -> list[str]:
+        """Say why the file must not be loaded; nothing that it names is opened."""
+        faults = []
+        if self.external:
+            faults.append(
+                f"all data must be inside the file; external: {', '.join(self.external)[:200]}. "
+                "Save the model with save_as_external_data=False"
+            )
+        if foreign := sorted(self.domains - DOMAINS):
+            faults.append(
+                f"operators must come from the domains {sorted(DOMAINS)}; got "
+                f"{str(foreign)[:200]}. Express the model without custom operators"
+            )
+        return faults
 
 
 def read_outline(data: bytes) -> Outline:
@@ -111,6 +107,8 @@ def _note(outline: Outline, kind: str, entries: list[tuple[int, int | memoryview
     outline.graphs += kind == "GraphProto"
     if kind in _DOMAIN:
         outline.domains.update(_text(value) for number, value in entries if number == _DOMAIN[kind])
+    if kind == "NodeProto":
+        outline.operators.update(_text(value) for number, value in entries if number == _OPERATOR)
     if kind == "TensorProto" and any(
         number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)
         for number, value in entries

@@ -279,7 +279,9 @@ def test_a_loop_without_end(
     endless: Path, rows: npt.NDArray[np.float32], reject: Callable[..., str]
 ) -> None:
     recorded = {"input/features": rows, "output/scores": rows}
-    assert "must answer within 2 s; it was killed" in reject(endless, recorded, timeout_s=2)
+    assert "must answer within 2 s; it was killed, in the step 'the first run'" in reject(
+        endless, recorded, timeout_s=2
+    )
 
 
 def answers_nan(model: onnx.ModelProto) -> None:

@@ -12,9 +12,13 @@ from support.smoke_models import raw_model
 
 from components.export.onnx_file import DOMAINS as EXPORTED_DOMAINS
 from components.smoke_test.judge import outline
-from components.smoke_test.judge.outline import FIELDS, read_outline, unsafe_parts
+from components.smoke_test.judge.outline import FIELDS, read_outline
 
 NAMED = {"OperatorSetIdProto": "domain", "NodeProto": "domain", "FunctionProto": "domain"}
+
+
+def unsafe_parts(data: bytes) -> list[str]:
+    return read_outline(data).faults()
 
 
 def tables(root: Descriptor) -> dict[str, dict[int, str]]:
@@ -46,6 +50,7 @@ def test_the_table_is_the_format() -> None:
     assert tables(onnx.ModelProto.DESCRIPTOR) == FIELDS
     for name, number in outline._DOMAIN.items():
         assert getattr(onnx, name).DESCRIPTOR.fields_by_number[number].name == NAMED[name]
+    assert onnx.NodeProto.DESCRIPTOR.fields_by_number[outline._OPERATOR].name == "op_type"
     numbers = onnx.TensorProto.DESCRIPTOR.fields_by_number
     names = ("name", "external_data", "data_location")
     assert tuple(numbers[n].name for n in (8, 13, 14)) == names
@@ -59,7 +64,12 @@ def test_domains_are_those_of_the_export() -> None:
 
 def test_a_sound_file_has_no_unsafe_part() -> None:
     assert unsafe_parts(raw_model()) == []
-    assert read_outline(raw_model()).domains == {"", "ai.onnx.ml"}
+    found = read_outline(raw_model())
+    assert found.domains == {"", "ai.onnx.ml"}
+    assert {"LabelEncoder", "Where", "Sigmoid"} < found.operators
+    assert found.operators == {
+        node.op_type for node in onnx.load_from_string(raw_model()).graph.node
+    }
 
 
 def outside(name: str = "secret") -> TensorProto:

@@ -46,6 +46,7 @@ def test_model_that_uses_up_its_processor_time(
     monkeypatch.setattr(runner, "_CPU_GRACE_S", -29)  # one CPU second of the 30 on the clock
     message = reject(endless, {"input/features": rows, "output/scores": rows})
     assert "it died by SIGXCPU, the limit on CPU seconds was used up" in message
+    assert message.endswith("in the step 'the first run'")
 
 
 @pytest.fixture
