@@ -4,7 +4,8 @@ from prefect import task
 
 from components.adapters.mlflow_registry import CHALLENGER, DAMAGED, Registry
 from components.errors import GateError
-from components.records import Latency, RegisteredModel, SmokeTestedModel
+from components.pipeline import load_pipeline
+from components.records import Latency, RegisteredModel, SmokeTestedModel, job_of
 from components.register.verify import verify_files
 from components.smoke_test.runner import run_smoke_test
 from tasks.runtime import stage
@@ -18,11 +19,12 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
     """Prove the registered bytes again in every run: what was true last week may not be today.
 
     Raises:
-        GateError: The bytes changed, the answers differ, or the child process died; the version
-            is tagged with the reason and loses its alias.
+        GateError: The bytes changed, the answers differ, the budget is exceeded, or the child
+            process died; the version is tagged with the reason and loses its alias.
     """
     exported = registered.exported
     with stage("smoke_test", registered) as space:
+        budget = load_pipeline(job_of(registered).pipeline).release.budget
         registry = Registry(space.tracking, registered.model)
         model = registry.download(registered.version, space.folder)
         golden = space.fetch(exported.golden)
@@ -38,7 +40,14 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
             )
             intact = True
             report = run_smoke_test(
-                model, sha256=exported.onnx.sha256, golden=golden, rtol=RTOL, atol=ATOL
+                model,
+                sha256=exported.onnx.sha256,
+                golden=golden,
+                memory_bytes=budget.memory_bytes,
+                rtol=RTOL,
+                atol=ATOL,
+                p99_ms=budget.p99_ms,
+                rows_per_s=budget.rows_per_s,
             )
         except GateError as error:
             if not intact:  # the next run registers them anew
@@ -48,11 +57,13 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
             raise
         space.put("smoke_report.json", report.model_dump_json(indent=1))
         space.log.info(
-            "Smoke test passed: %d golden rows within %.1e, p50 %.3f ms, p99 %.3f ms at batch 1",
+            "Smoke test passed: %d golden rows within %.1e, p50 %.3f ms, p99 %.3f ms at batch 1, "
+            "%.0f rows/s at batch 1024",
             report.golden_rows,
             report.max_difference,
             report.p50_ms,
             report.p99_ms,
+            report.rows_per_s,
         )
         return space.keep(
             SmokeTestedModel(
@@ -60,7 +71,12 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
                 golden_rows=report.golden_rows,
                 max_difference=report.max_difference,
                 batch_sizes=report.batch_sizes,
-                latency=Latency(p50_ms=report.p50_ms, p99_ms=report.p99_ms),
+                latency=Latency(
+                    p50_ms=report.p50_ms,
+                    p95_ms=report.p95_ms,
+                    p99_ms=report.p99_ms,
+                    rows_per_s=report.rows_per_s,
+                ),
                 providers=report.providers,
                 stage=space.ended(),
             )
