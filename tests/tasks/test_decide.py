@@ -31,7 +31,6 @@ def test_a_champion_that_cannot_answer_these_rows_is_named(
     candidate = Contender(5, {}, Scored(rows=rows, labels=np.array([1]), outputs={}))
     holder = Version(3, "", {"onnx_sha256": "other"})
     with pytest.raises(ContractError, match="digits version 3 cannot: column 'gone'") as caught:
-        decide._champion(
-            digits, registry, holder, candidate, "own", rows, date(2014, 1, 1), tmp_path
-        )
+        bout = decide._Bout(digits, registry, candidate, "own", rows, date(2014, 1, 1), tmp_path)
+        decide._champion(bout, holder, tmp_path / "champion")
     assert "take the alias away" in str(caught.value)
