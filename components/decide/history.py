@@ -11,6 +11,7 @@ So whoever reads the history can tell a move that was interrupted from one that 
 without assay.
 """
 
+import bisect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,17 +91,20 @@ def mark_name(seq: int, mark: Literal["setting", "applied"], writer: str) -> str
 def encode(entry: Entry) -> str:
     """The entry as JSON of at most ``ENTRY_CHARACTERS`` characters; a long reason is cut."""
     text = entry.model_dump_json()
-    why = entry.why
-    while len(text) > ENTRY_CHARACTERS:
-        over = len(text) - ENTRY_CHARACTERS
-        if not why:
-            raise InfrastructureError(
-                f"an entry of the history must have at most {ENTRY_CHARACTERS} characters; without "
-                f"its reason, that of version {entry.to} has {len(text)}. Record fewer scores."
-            )
-        why = why[: max(0, len(why) - over - len(_CUT))]  # JSON may need more than one for each
-        text = entry.model_copy(update={"why": why + _CUT if why else ""}).model_dump_json()
-    return text
+    if len(text) <= ENTRY_CHARACTERS:
+        return text
+
+    def cut(length: int) -> str:
+        return entry.model_copy(update={"why": entry.why[:length] + _CUT}).model_dump_json()
+
+    lengths = range(len(entry.why))  # JSON may need several characters for one
+    length = bisect.bisect_right(lengths, ENTRY_CHARACTERS, key=lambda n: len(cut(n))) - 1
+    if length < 0:
+        raise InfrastructureError(
+            f"an entry of the history must have at most {ENTRY_CHARACTERS} characters; without "
+            f"its reason, that of version {entry.to} has {len(cut(0))}. Record fewer scores."
+        )
+    return cut(length)
 
 
 def read_history(stored: Mapping[str, str]) -> History:

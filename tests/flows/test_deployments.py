@@ -123,10 +123,10 @@ def test_a_move_by_hand_needs_a_reason_and_a_version() -> None:
     for flow in (promote, rollback):
         flow.validate_parameters(good)
         for wrong in ({"reason": ""}, {"model": ""}, {"version": -1}):
-            with pytest.raises(Exception, match="validation"):
+            with pytest.raises(Exception, match="invalid parameters"):
                 flow.validate_parameters({**good, **wrong})
     rollback.validate_parameters({**good, "version": 0})
-    with pytest.raises(Exception, match="validation"):
+    with pytest.raises(Exception, match="invalid parameters"):
         promote.validate_parameters({**good, "version": 0})
 
 
