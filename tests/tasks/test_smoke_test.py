@@ -10,6 +10,7 @@ import pytest
 from components.errors import GateError, InfrastructureError
 from tasks.decide import decide
 from tasks.register import register
+from tasks.release import proving
 from tasks.smoke_test import smoke_test
 
 
@@ -40,7 +41,7 @@ def test_version_whose_bytes_changed_is_rejected(bench: Any, export_of: Callable
     assert path.is_relative_to(bench.home)
     content = flip_a_bit(path)
 
-    with pytest.raises(GateError, match="sha256") as raised:
+    with pytest.raises(GateError, match="sha256") as raised, proving(registered):
         smoke_test.fn(registered)
     assert raised.value.stage == "smoke_test"
     assert raised.value.rejection is not None

@@ -68,10 +68,10 @@ def test_two_who_begin_a_history_agree_on_one(
     tracking: Tracking, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledgers = [Ledger(tracking, registry) for _ in range(2)]
-    monkeypatch.setattr(Ledger, "_find", lambda self: "")  # both have looked, and found none
-    assert ledgers[0].append(entry(1, None, 1, "aa"))
-    assert not ledgers[1].append(entry(1, None, 2, "bb"))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_find", lambda self: "")  # both have looked, and found none
+        assert ledgers[0].append(entry(1, None, 1, "aa"))
+        assert not ledgers[1].append(entry(1, None, 2, "bb"))
     (run,) = histories(tracking, registry.model)
     assert {ledger.run_id for ledger in ledgers} == {run.info.run_id}
     assert run.info.status == "FINISHED"
