@@ -2,7 +2,7 @@
 
 from prefect import task
 
-from components.adapters.mlflow_registry import CHALLENGER, DAMAGED, Registry
+from components.adapters.mlflow_registry import DAMAGED, Registry
 from components.errors import GateError
 from components.pipeline import load_pipeline
 from components.records import Latency, RegisteredModel, SmokeTestedModel, job_of
@@ -20,7 +20,7 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
 
     Raises:
         GateError: The bytes changed, the answers differ, the budget is exceeded, or the child
-            process died; the version is tagged with the reason and loses its alias.
+            process died. The transaction around the stage gives the version up.
     """
     exported = registered.exported
     with stage("smoke_test", registered) as space:
@@ -49,11 +49,9 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
                 p99_ms=budget.p99_ms,
                 rows_per_s=budget.rows_per_s,
             )
-        except GateError as error:
+        except GateError:
             if not intact:  # the next run registers them anew
                 registry.tag(registered.version, {DAMAGED: "true"})
-            registry.tag(registered.version, {"decision": "rejected", "reason": str(error)[:5000]})
-            registry.drop_alias(CHALLENGER, registered.version)
             raise
         space.put("smoke_report.json", report.model_dump_json(indent=1))
         space.log.info(

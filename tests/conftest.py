@@ -199,9 +199,10 @@ class Lab:
         }
 
     def runs(self, pipeline: str) -> list[Any]:
-        """The MLflow runs of a pipeline, the latest first."""
+        """The MLflow runs of a pipeline's candidates, the latest first."""
         experiment = self.client.get_experiment_by_name(pipeline)
-        return list(self.client.search_runs([experiment.experiment_id])) if experiment else []
+        found = self.client.search_runs([experiment.experiment_id]) if experiment else []
+        return [run for run in found if "assay.kind" not in run.data.tags]
 
 
 @pytest.fixture(scope="session")

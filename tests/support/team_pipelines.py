@@ -26,6 +26,7 @@ from components.contract import (
 )
 from components.data.encoding import Encoding, Features
 from components.data.schema import RowSchema
+from components.export.config import Promotion, Release
 from components.metrics import class_metrics, resampled_accuracy
 from components.pipeline import Pipeline, QualityGate
 from components.train.config import TrainConfig
@@ -145,7 +146,12 @@ def waiting_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def make(
-    name: str, model: type[Model] = Good, *, fault: str = "", minimum: float = 0.0
+    name: str,
+    model: type[Model] = Good,
+    *,
+    fault: str = "",
+    minimum: float = 0.0,
+    promotion: Promotion = "automatic",
 ) -> Pipeline:
     return Pipeline(
         name=name,
@@ -161,6 +167,7 @@ def make(
         margin=0.0,
         dated=False,
         resampled=resampled_accuracy("probabilities"),
+        release=Release(promotion=promotion),
     )
 
 
@@ -173,6 +180,11 @@ once = make("once")
 orphaned = make("orphaned")
 recorded = make("recorded")
 staged = make("staged")
+restored = make("restored")
+forsaken = make("forsaken")
+withdrawn = make("withdrawn")
+contested = make("contested")
+approved = make("approved", promotion="manual")
 tampered = make("tampered")
 costly = make("costly")
 deployed = make("deployed")

@@ -13,6 +13,7 @@ from components.export.config import Budget, Release
 from components.pipeline import Pipeline, load_pipeline
 from tasks.decide import decide
 from tasks.register import register
+from tasks.release import proving
 from tasks.smoke_test import smoke_test
 
 
@@ -43,7 +44,7 @@ def test_version_whose_bytes_changed_is_rejected(bench: Any, export_of: Callable
     assert path.is_relative_to(bench.home)
     content = flip_a_bit(path)
 
-    with pytest.raises(GateError, match="sha256") as raised:
+    with pytest.raises(GateError, match="sha256") as raised, proving(registered):
         smoke_test.fn(registered)
     assert raised.value.stage == "smoke_test"
     assert raised.value.rejection is not None
