@@ -156,19 +156,19 @@ def _ask(job: Job, scratch: Path, timeout_s: float) -> _Answer:
         InfrastructureError: The engine does not work here.
     """
     returncode, words = _run_child(job, scratch, timeout_s)
-    said = [f"its last words: {words}"] if words else []
+    said = f"; its last words: {words}" if words else ""
     if returncode is None:
-        raise GateError(STAGE, [f"it must answer within {timeout_s:g} s; it was killed", *said])
+        raise GateError(STAGE, [f"it must answer within {timeout_s:g} s; it was killed{said}"])
     if returncode != 0:
-        raise GateError(STAGE, [f"it must exit with 0; it exited with {returncode}", *said])
+        raise GateError(STAGE, [f"it must exit with 0; it exited with {returncode}{said}"])
     path = Path(job["answer"])
     try:
         if path.stat().st_size > _ANSWER_BYTES:
             raise GateError(STAGE, [f"it must answer in at most {_ANSWER_BYTES} bytes"])
         answer = _Answer.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        reason = f"it must answer in JSON as agreed; got {type(error).__name__}"
-        raise GateError(STAGE, [reason, *said]) from error
+        reason = f"it must answer in JSON as agreed; got {type(error).__name__}{said}"
+        raise GateError(STAGE, [reason]) from error
     if answer.broken is not None:
         raise InfrastructureError(
             f"engine {job['engine']} must load before a model is tried; got {answer.broken}. "
