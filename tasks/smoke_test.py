@@ -1,13 +1,18 @@
 """Smoke test: the registered version, downloaded as a consumer would, in a clean process."""
 
+import json
+from pathlib import Path
+
 from prefect import task
 
 from components.adapters.mlflow_registry import CHALLENGER, DAMAGED, Registry
 from components.digest import digest_file
 from components.errors import GateError
 from components.records import Latency, RegisteredModel, SmokeTestedModel
+from components.smoke_test.engines.installed import parse_engines
+from components.smoke_test.engines.run import EngineResult, run_engines
 from components.smoke_test.runner import run_smoke_test
-from tasks.runtime import stage
+from tasks.runtime import Workspace, stage
 
 # The golden answers are PyTorch's in float32; parity has bounded the error of both engines already.
 RTOL, ATOL = 1e-4, 1e-5
@@ -30,6 +35,7 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
             report = run_smoke_test(
                 model, sha256=exported.onnx.sha256, golden=golden, rtol=RTOL, atol=ATOL
             )
+            engines = _other_engines(space, model.parent)
         except GateError as error:
             if digest_file(model) != exported.onnx.sha256:  # the next run registers them anew
                 registry.tag(registered.version, {DAMAGED: "true"})
@@ -52,6 +58,28 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
                 batch_sizes=report.batch_sizes,
                 latency=Latency(p50_ms=report.p50_ms, p99_ms=report.p99_ms),
                 providers=report.providers,
+                engines=tuple(engines),
                 stage=space.ended(),
             )
         )
+
+
+def _other_engines(space: Workspace, folder: Path) -> dict[str, EngineResult]:
+    """Prove the version in the engines that the deployment asks for, and keep what they said."""
+    names = parse_engines(space.settings.smoke_engines)
+    modules = space.settings.node_modules
+    found = run_engines(
+        names, folder, node_modules=Path(modules) if modules else None, rtol=RTOL, atol=ATOL
+    )
+    if found:
+        evidence = {name: result._asdict() for name, result in found.items()}
+        space.put("engines.json", json.dumps(evidence, indent=1))
+    for name, result in found.items():
+        space.log.info(
+            "%s: %d golden rows within %.1e (%s)",
+            name,
+            result.rows,
+            result.max_difference,
+            result.version,
+        )
+    return found

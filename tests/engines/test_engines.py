@@ -16,8 +16,8 @@ from support.row_model import ROWS_B, row_model, write_version
 from components.errors import ConfigError, GateError, InfrastructureError
 from components.export.golden import read_golden, write_golden
 from components.smoke_test.engines import installed, run
-from components.smoke_test.engines.installed import NAMES
-from components.smoke_test.engines.run import REFERENCE_ROWS, parse_engines, run_engines
+from components.smoke_test.engines.installed import NAMES, parse_engines
+from components.smoke_test.engines.run import REFERENCE_ROWS, run_engines
 
 PACKAGES = {
     "reference": "onnx 1.",

@@ -4,12 +4,29 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+from components.errors import ConfigError
 from components.smoke_test.engines.child import ORT_WEB_FILES
 
 NAMES = ("reference", "openvino", "node", "chromium")
 """Every engine beside onnxruntime for Python."""
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def parse_engines(setting: str) -> tuple[str, ...]:
+    """Names of engines from the setting ``smoke_engines``, each once.
+
+    Raises:
+        ConfigError: A name is unknown.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in setting.split(",") if name.strip()))
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise ConfigError(
+            f"ASSAY_SMOKE_ENGINES must name some of {', '.join(NAMES)}; got {', '.join(unknown)}. "
+            "Correct the setting."
+        )
+    return names
 
 
 def missing(engine: str, node_modules: Path | None) -> list[str]:

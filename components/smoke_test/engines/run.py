@@ -22,7 +22,7 @@ from components.errors import ConfigError, GateError, InfrastructureError
 from components.export.golden import read_golden
 from components.smoke_test.engines.child import Job
 from components.smoke_test.engines.compare import Tensor, compare
-from components.smoke_test.engines.installed import NAMES, chromium, missing, node
+from components.smoke_test.engines.installed import chromium, missing, node, parse_engines
 
 STAGE = "smoke_test"
 REFERENCE_ROWS = 8
@@ -50,22 +50,6 @@ class _Answer(BaseModel):
     batches: tuple[dict[str, Tensor], ...] = ()
     broken: str | None = None
     failure: str | None = None
-
-
-def parse_engines(setting: str) -> tuple[str, ...]:
-    """Names of engines from the setting ``smoke_engines``, each once.
-
-    Raises:
-        ConfigError: A name is unknown.
-    """
-    names = tuple(dict.fromkeys(name.strip() for name in setting.split(",") if name.strip()))
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise ConfigError(
-            f"ASSAY_SMOKE_ENGINES must name some of {', '.join(NAMES)}; got {', '.join(unknown)}. "
-            "Correct the setting."
-        )
-    return names
 
 
 def run_engines(
