@@ -228,7 +228,12 @@ def _mismatch(array: npt.NDArray[np.generic], spec: TensorSpec) -> str | None:
     fits = array.ndim == len(spec.shape) and all(
         want == "batch" or want == got for want, got in zip(spec.shape, array.shape, strict=True)
     )
-    if fits and array.dtype.name == spec.dtype:
+    if fits and dtype_of(array) == spec.dtype:
         return None
     wanted = f"({', '.join(map(str, spec.shape))}) {spec.dtype}"
     return f"{spec.name!r} must be {wanted}; got {array.shape} {array.dtype}"
+
+
+def dtype_of(array: npt.NDArray[np.generic]) -> str:
+    """The name of an array's dtype as a spec has it; text is NumPy's unicode, never objects."""
+    return "string" if array.dtype.kind == "U" else str(array.dtype.name)

@@ -1,15 +1,24 @@
 """Scoring held-out rows with a predictor, whatever engine it runs on."""
 
+from typing import Protocol
+
 import pyarrow as pa
 
-from components.contract import Predictor
-from components.data.encoding import Encoding, read_labels
+from components.contract import Arrays, Predictor
+from components.data.encoding import read_labels
 from components.errors import ContractError
 from components.pipeline import Pipeline, Scored
 
 
+class RowEncoder(Protocol):
+    """What turns rows into the named inputs of a predictor."""
+
+    def encode(self, rows: pa.RecordBatch | pa.Table) -> Arrays:
+        """Inputs by name, one row each."""
+
+
 def answer_rows(
-    pipeline: Pipeline, predictor: Predictor, encoding: Encoding, rows: pa.Table
+    pipeline: Pipeline, predictor: Predictor, encoding: RowEncoder, rows: pa.Table
 ) -> Scored:
     """A predictor's outputs on rows, encoded as that predictor was trained, with their labels.
 
@@ -39,7 +48,7 @@ def measure(pipeline: Pipeline, scored: Scored) -> dict[str, float]:
 
 
 def score_rows(
-    pipeline: Pipeline, predictor: Predictor, encoding: Encoding, rows: pa.Table
+    pipeline: Pipeline, predictor: Predictor, encoding: RowEncoder, rows: pa.Table
 ) -> dict[str, float]:
     """Measures what :func:`answer_rows` gives; both raise the same errors."""
     return measure(pipeline, answer_rows(pipeline, predictor, encoding, rows))

@@ -167,7 +167,7 @@ def rebuild(
         trained, encoding = run_training(pipeline, config, snapshot)
         files = write_files(trained, encoding, folder)
         model, encoding = load_model(pipeline, config, files.encoding, files.weights)
-        exported, _ = run_export(model, encoding, snapshot, job, folder)
+        exported, _ = run_export(pipeline, model, encoding, snapshot, job, folder)
     return Rebuilt(files.weights, files.encoding, exported.onnx, trained.device, model)
 
 

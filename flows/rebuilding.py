@@ -172,7 +172,7 @@ def _difference(
     except AssayError as error:
         notes.append(f"weights: not compared: {error}")
     try:
-        golden = named.tracking.fetch(exported.golden, apart)
+        golden = named.tracking.fetch(exported.tensor_golden or exported.golden, apart)
         outputs, problem = measure_outputs(rebuilt.model, golden)
         difference = difference.model_copy(update={"outputs": outputs})
         notes.append(problem)

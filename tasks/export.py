@@ -2,7 +2,7 @@
 
 from prefect import task
 
-from components.export.run import OPSET, run_export
+from components.export.run import run_export
 from components.pipeline import load_pipeline
 from components.plan import open_data
 from components.records import ExportedModel, ValidatedModel
@@ -30,17 +30,21 @@ def export(validated: ValidatedModel) -> ExportedModel:
         encoding_file, weights = space.fetch(trained.encoding), space.fetch(trained.weights)
         model, encoding = load_model(pipeline, config, encoding_file, weights)
         snapshot = open_data(pipeline, space.settings, job)
-        files, report = run_export(model, encoding, snapshot, job, space.folder)
+        files, report = run_export(pipeline, model, encoding, snapshot, job, space.folder)
         space.log.info(
-            "Exported at opset %d, equal to PyTorch in %d comparisons", OPSET, len(report.cases)
+            "Exported at opset %d, equal to PyTorch in %d comparisons",
+            pipeline.release.opset,
+            len(report.cases),
         )
         return space.keep(
             ExportedModel(
                 validated=validated,
                 onnx=space.upload(files.onnx),
                 golden=space.upload(files.golden),
+                tensor=space.upload(files.tensor),
+                tensor_golden=space.upload(files.tensor_golden),
                 parity_report=space.upload(files.parity),
-                opset=OPSET,
+                opset=pipeline.release.opset,
                 stage=space.ended(),
             )
         )

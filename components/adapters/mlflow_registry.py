@@ -212,7 +212,7 @@ def _signature(metadata: ModelMetadata) -> Any:
         return Schema(
             [
                 MlflowTensorSpec(
-                    np.dtype(spec.dtype),
+                    np.dtype("O" if spec.dtype == "string" else spec.dtype),
                     tuple(-1 if isinstance(axis, str) else axis for axis in spec.shape),
                     spec.name,
                 )

@@ -122,7 +122,7 @@ class Encoding(Frozen):
             numbers = [_floats(c.column, _column(rows, c.column)) for c in self.numeric]
             inputs["numeric"] = np.stack(numbers, axis=1)
         for item in self.folded:
-            inputs[item.column] = _fold(item, _column(rows, item.column))
+            inputs[item.column] = fold_column(item, _column(rows, item.column))
         return inputs
 
 
@@ -248,7 +248,12 @@ def _floats(name: str, column: pa.Array) -> npt.NDArray[np.float32]:
         ) from error
 
 
-def _fold(item: Folded, column: pa.Array) -> npt.NDArray[np.float32]:
+def fold_column(item: Folded, column: pa.Array) -> npt.NDArray[np.float32]:
+    """Lists as float32 (B, *shape).
+
+    Raises:
+        DataError: A list is missing, or has another length.
+    """
     size = math.prod(item.shape)
     kind = column.type
     if not (pa.types.is_fixed_size_list(kind) and kind.list_size == size) or column.null_count:

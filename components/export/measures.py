@@ -74,11 +74,11 @@ def changed_decisions(run: Run, index: int, outputs: Sequence[Array], allowed: f
     The threshold of an output without classes is 0.5 where it is a probability, else 0.
     """
     reference = run.float64[index].astype(np.float64)
-    threshold = _threshold(reference)
-    wanted, margin = _decide(reference, threshold)
-    got, _ = _decide(outputs[index].astype(np.float64), threshold)
-    sure = _any_per_row((margin > 2 * allowed) & (wanted != got))
-    return int((sure & ~_any_per_row(run.overflows(index))).sum())
+    threshold = threshold_of(reference)
+    wanted, margin = decide_rows(reference, threshold)
+    got, _ = decide_rows(outputs[index].astype(np.float64), threshold)
+    sure = any_by_row((margin > 2 * allowed) & (wanted != got))
+    return int((sure & ~any_by_row(run.overflows(index))).sum())
 
 
 def clear_rows(run: Run, specs: Sequence[TensorSpec], yardsticks: Sequence[Yardstick]) -> Bools:
@@ -89,17 +89,19 @@ def clear_rows(run: Run, specs: Sequence[TensorSpec], yardsticks: Sequence[Yards
             close = run.differences(index, run.float32) > 0
         else:
             reference = run.float64[index].astype(np.float64)
-            _, margin = _decide(reference, _threshold(reference))
+            _, margin = decide_rows(reference, threshold_of(reference))
             close = ~(margin > 2 * yardstick.allowed)
-        clear &= ~_any_per_row(close)
+        clear &= ~any_by_row(close)
     return clear
 
 
-def _threshold(reference: Floats) -> float:
-    return 0.5 if bool(((reference >= 0) & (reference <= 1)).all()) else 0.0
+def threshold_of(reference: Array) -> float:
+    """0.5 where all numbers are probabilities, else 0: where one number turns to another class."""
+    numbers = reference.astype(np.float64)
+    return 0.5 if bool(((numbers >= 0) & (numbers <= 1)).all()) else 0.0
 
 
-def _decide(values: Floats, threshold: float) -> tuple[Array, Floats]:
+def decide_rows(values: Floats, threshold: float) -> tuple[Array, Floats]:
     """Top class over the last axis, or side of the threshold; with the distance to a change."""
     if values.ndim == 1 or values.shape[-1] == 1:
         return values > threshold, np.abs(values - threshold)
@@ -109,5 +111,6 @@ def _decide(values: Floats, threshold: float) -> tuple[Array, Floats]:
     return values.argmax(axis=-1), margin
 
 
-def _any_per_row(mask: Bools) -> Bools:
+def any_by_row(mask: Bools) -> Bools:
+    """Mask (B,) of the rows in which anything is true."""
     return np.asarray(mask.reshape(mask.shape[0], -1).any(axis=1))

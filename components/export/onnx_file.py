@@ -21,13 +21,22 @@ METADATA_KEY = "assay.metadata"
 ENCODING_KEY = "assay.encoding"
 """Property of the file that holds the :class:`~components.data.encoding.Encoding` as JSON."""
 
+COLUMNS_KEY = "assay.columns"
+"""Property of a file that takes rows as they are: the columns, as JSON."""
+
 BATCH = "batch"
 """Name of the dynamic axis."""
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """Operator sets that every engine knows; another one could name native code."""
 
-_DTYPES = {"FLOAT": "float32", "INT64": "int64"}
+_DTYPES = {
+    "FLOAT": "float32",
+    "INT64": "int64",
+    "DOUBLE": "float64",
+    "STRING": "string",
+    "BOOL": "bool",
+}
 _TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 

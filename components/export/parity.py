@@ -36,7 +36,7 @@ Engine: TypeAlias = Callable[[Arrays], list[Array]]
 Optimisation = Literal["disabled", "all"]
 
 _VACUOUS = 1e-2  # a module this far from its own float64 copy can be compared with nothing
-_RESAMPLES = 4
+RESAMPLES = 4
 
 
 class Case(BaseModel):
@@ -122,13 +122,18 @@ def _open_engines(model: Model, onnx_model: bytes) -> _Engines:
     levels: dict[Optimisation, bool] = {"disabled": False, "all": True}
     sessions = {name: open_session(onnx_model, optimise=on) for name, on in levels.items()}
     return _Engines(
-        float64=partial(_run_module, float64, True),
-        float32=partial(_run_module, float32, False),
+        float64=partial(run_module, float64, True),
+        float32=partial(run_module, float32, False),
         graph={name: partial(run_session, session) for name, session in sessions.items()},
     )
 
 
-def _run_module(model: Model, widen: bool, rows: Arrays) -> list[Array]:
+def run_module(model: Model, widen: bool, rows: Arrays) -> list[Array]:
+    """Answers of a module, with inputs widened to float64 or as they are.
+
+    Raises:
+        ContractError: The module refuses the rows.
+    """
     arrays = [rows[spec.name] for spec in model.get_model_metadata().inputs]
     if widen:
         arrays = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays]
@@ -150,7 +155,7 @@ def _compare(
     floor = [Yardstick() for _ in specs]
     for kind, rows in probe_rows(inputs, rng):
         runs = [_run(engines, kind, batch, specs) for batch in split_batches(rows)]
-        near = [neighbours(rows, rng) for _ in range(_RESAMPLES)]
+        near = [neighbours(rows, rng) for _ in range(RESAMPLES)]
         samples = runs + [_run(engines, kind, moved, specs) for moved in near]
         yardsticks = [measure(samples, i, least) for i, least in enumerate(floor)]
         if kind == "real":

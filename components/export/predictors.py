@@ -19,10 +19,25 @@ import torch
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ValidationError
 
-from components.contract import Arrays, Model, ModelMetadata, Predictor, TensorSpec, check_inputs
+from components.contract import (
+    Arrays,
+    Model,
+    ModelMetadata,
+    Predictor,
+    TensorSpec,
+    check_inputs,
+    dtype_of,
+)
 from components.data.encoding import Encoding
 from components.errors import ContractError, InfrastructureError
-from components.export.onnx_file import ENCODING_KEY, METADATA_KEY, graph_failures, properties
+from components.export.onnx_file import (
+    COLUMNS_KEY,
+    ENCODING_KEY,
+    METADATA_KEY,
+    graph_failures,
+    properties,
+)
+from components.export.raw_columns import RawColumns
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -98,7 +113,10 @@ class OnnxPredictor(Predictor):
     ) -> None:
         held = _read_properties(model)
         self._metadata = _parse(ModelMetadata, held, METADATA_KEY)
-        self._encoding = _parse(Encoding, held, ENCODING_KEY)
+        raw = COLUMNS_KEY in held
+        self._encoding: Encoding | RawColumns = (
+            _parse(RawColumns, held, COLUMNS_KEY) if raw else _parse(Encoding, held, ENCODING_KEY)
+        )
         if failures := graph_failures(model, self._metadata):
             raise ContractError("; ".join(failures) + ".")
         self._session = open_session(model, threads=threads, providers=providers)
@@ -109,7 +127,7 @@ class OnnxPredictor(Predictor):
         return self._metadata
 
     @property
-    def encoding(self) -> Encoding:
+    def encoding(self) -> Encoding | RawColumns:
         """How a row becomes the inputs of the graph."""
         return self._encoding
 
@@ -177,7 +195,7 @@ def run_session(session: "ort.InferenceSession", inputs: Arrays) -> list[Array]:
         outputs: list[Array] = session.run(None, dict(inputs))
     except Exception as error:  # onnxruntime's errors have no base of their own
         raise ContractError(_refusal("the graph", error)) from error
-    return outputs
+    return [o.astype(np.str_) if o.dtype.hasobject else o for o in outputs]  # text comes as objects
 
 
 def _import_onnxruntime() -> Any:
@@ -250,7 +268,7 @@ def _predict_in_chunks(
     for start in range(0, rows, step):
         # A copy of its own: contiguous, writable and in native byte order, whatever came in.
         chunk = [
-            np.array(inputs[spec.name][start : start + step], dtype=spec.dtype, order="C")
+            np.array(inputs[spec.name][start : start + step], dtype=_numpy(spec), order="C")
             for spec in metadata.inputs
         ]
         outputs = run(chunk)
@@ -262,7 +280,11 @@ def _predict_in_chunks(
 
 
 def _empty(spec: TensorSpec) -> Array:
-    return np.empty([0, *_static(spec)], dtype=spec.dtype)
+    return np.empty([0, *_static(spec)], dtype=_numpy(spec))
+
+
+def _numpy(spec: TensorSpec) -> str:
+    return "str" if spec.dtype == "string" else spec.dtype
 
 
 def _static(spec: TensorSpec) -> list[int]:
@@ -271,7 +293,7 @@ def _static(spec: TensorSpec) -> list[int]:
 
 def _check_outputs(outputs: Sequence[Array], specs: Sequence[TensorSpec], rows: int) -> None:
     wanted = [(spec.dtype, (rows, *spec.shape[1:])) for spec in specs]
-    found = [(output.dtype.name, output.shape) for output in outputs]
+    found = [(dtype_of(output), output.shape) for output in outputs]
     if found != wanted:
         raise ContractError(
             f"outputs {[spec.name for spec in specs]} must be {wanted}; got {found}. "

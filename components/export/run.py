@@ -1,4 +1,4 @@
-"""A validated model to files: the ONNX graph, its golden rows, and the proof of parity."""
+"""A validated model to files: the ONNX graphs, their golden rows, and the proof of parity."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,40 +6,70 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from components.contract import Model
+from components.contract import Arrays, Model
 from components.data.encoding import Encoding
 from components.data.snapshot import Snapshot
 from components.export.golden import write_golden
+from components.export.measures import any_by_row, decide_rows, threshold_of
 from components.export.onnx_export import export_onnx
 from components.export.onnx_file import ENCODING_KEY, METADATA_KEY
 from components.export.parity import ParityReport, check_parity, require_parity
 from components.export.predictors import TorchPredictor
+from components.export.raw_columns import raw_columns
+from components.export.raw_graph import (
+    LABEL,
+    compose_graph,
+    label_of,
+    label_source,
+    registered_metadata,
+)
+from components.export.raw_parity import Registered, check_raw_parity
+from components.pipeline import Pipeline
 from components.records import Job
 from components.state import write_atomic
 from components.train.run import to_tensors
 
-OPSET = 20
+Places = npt.NDArray[np.int64]
+
 EXAMPLE_ROWS = 2
 GOLDEN_ROWS = 64
 PARITY_ROWS = 1024
 
+_WITH_HOLES = 16
+"""Golden rows that are taken for what is missing in them, where there are any."""
+_CLEAR = 1e-3
+"""How far a golden row's numbers must be from another class: engines round in their own ways."""
+
 
 @dataclass(frozen=True)
 class ExportFiles:
-    """What the export stage leaves in a folder."""
+    """What the export stage leaves in a folder.
+
+    ``onnx`` takes rows as they are, ``tensor`` is the network alone; each has its golden rows.
+    """
 
     onnx: Path
     golden: Path
+    tensor: Path
+    tensor_golden: Path
     parity: Path
 
 
 def run_export(
-    model: Model, encoding: Encoding, snapshot: Snapshot, job: Job, folder: Path
+    pipeline: Pipeline,
+    model: Model,
+    encoding: Encoding,
+    snapshot: Snapshot,
+    job: Job,
+    folder: Path,
 ) -> tuple[ExportFiles, ParityReport]:
     """Export, prove parity with PyTorch, and record golden rows.
 
     Args:
+        pipeline: Gives the operator set.
         model: In eval mode, on CPU.
         encoding: How rows become the model's inputs; travels in the file.
         snapshot: Gives held-out rows, for parity and golden rows.
@@ -49,18 +79,94 @@ def run_export(
     Raises:
         GateError: The graph is not what was asked for, or differs from the model.
     """
-    inputs = encoding.encode(snapshot.slice("holdout", 0, PARITY_ROWS))
+    files = ExportFiles(
+        folder / "model.onnx",
+        folder / "golden.npz",
+        folder / "tensor.onnx",
+        folder / "tensor_golden.npz",
+        folder / "parity_report.json",
+    )
+    rows = snapshot.slice("holdout", 0, PARITY_ROWS)
+    inputs = encoding.encode(rows)
     example = to_tensors({name: array[:EXAMPLE_ROWS] for name, array in inputs.items()})
-    metadata = file_metadata(model, encoding, job)
-    onnx_model = export_onnx(model, example, opset=OPSET, metadata=metadata)
-    report = check_parity(model, onnx_model, inputs, seed=job.seed)
-    files = ExportFiles(folder / "model.onnx", folder / "golden.npz", folder / "parity_report.json")
+    network = export_onnx(
+        model, example, opset=pipeline.release.opset, metadata=file_metadata(model, encoding, job)
+    )
+    registered = _registered(model, network, encoding, rows)
+    report = _joined(
+        check_parity(model, network, inputs, seed=job.seed),
+        check_raw_parity(model, registered, rows, seed=job.seed),
+    )
     write_atomic(files.parity, report.model_dump_json(indent=1).encode())
     require_parity(report)
-    write_atomic(files.onnx, onnx_model)
-    golden = {name: np.array(array[:GOLDEN_ROWS]) for name, array in inputs.items()}
-    write_golden(files.golden, golden, TorchPredictor(model).predict(golden))
+    write_atomic(files.tensor, network)
+    write_atomic(files.onnx, registered.onnx)
+    _write_golden(files, model, registered, rows)
     return files, report
+
+
+def _registered(model: Model, network: bytes, encoding: Encoding, rows: pa.Table) -> Registered:
+    described = model.get_model_metadata()
+    columns = raw_columns(encoding, rows.schema)
+    source = label_source(described)
+    threshold = 0.0
+    if source is not None:
+        answers = TorchPredictor(model).predict(encoding.encode(rows))[source.name]
+        threshold = threshold_of(answers)
+    return Registered(
+        onnx=compose_graph(
+            network, described, encoding=encoding, columns=columns, threshold=threshold
+        ),
+        metadata=registered_metadata(described, columns),
+        columns=columns,
+        encoding=encoding,
+        threshold=threshold,
+    )
+
+
+def _joined(*reports: ParityReport) -> ParityReport:
+    failures = [failure for report in reports for failure in report.failures]
+    cases = [case for report in reports for case in report.cases]
+    return ParityReport(passed=not failures, failures=tuple(failures), cases=tuple(cases))
+
+
+def _write_golden(files: ExportFiles, model: Model, registered: Registered, rows: pa.Table) -> None:
+    """The same rows for both files, with PyTorch's answers in float32."""
+    inputs = registered.encoding.encode(rows)
+    outputs = TorchPredictor(model).predict(inputs)
+    places = golden_places(rows, outputs, registered)
+    inputs, outputs = _taken(inputs, places), _taken(outputs, places)
+    write_golden(files.tensor_golden, inputs, outputs)
+    if registered.metadata.outputs[-1].dtype == "string":
+        outputs |= {LABEL: label_of(registered.metadata, outputs, registered.threshold)}
+    raw = registered.columns.encode(rows.take(pa.array(places)))
+    write_golden(files.golden, raw, outputs)
+
+
+def _taken(arrays: Arrays, places: Places) -> dict[str, npt.NDArray[np.generic]]:
+    return {name: np.array(array[places]) for name, array in arrays.items()}
+
+
+def golden_places(rows: pa.Table, outputs: Arrays, registered: Registered) -> Places:
+    """Which rows become golden: the first ones, and some in which something is missing.
+
+    Rows close to another class are passed over, as long as two others are left.
+    """
+    clear = np.ones(rows.num_rows, dtype=np.bool_)
+    source = label_source(registered.metadata)
+    if source is not None:
+        numbers = outputs[source.name].astype(np.float64)
+        _, margin = decide_rows(numbers, registered.threshold)
+        clear = ~any_by_row(margin <= _CLEAR * max(1.0, float(np.abs(numbers).max(initial=0.0))))
+    if clear.sum() < 2:
+        clear[:] = True
+    holes = np.zeros(rows.num_rows, dtype=np.bool_)
+    for column in registered.columns.columns:
+        holes |= rows.column(column.name).is_null().to_numpy()
+    with_holes = np.flatnonzero(holes & clear)[:_WITH_HOLES]
+    rest = np.setdiff1d(np.flatnonzero(clear), with_holes)[: GOLDEN_ROWS - len(with_holes)]
+    places: Places = np.sort(np.concatenate([with_holes, rest]))
+    return places
 
 
 def file_metadata(model: Model, encoding: Encoding, job: Job) -> Mapping[str, str]:
@@ -73,4 +179,5 @@ def file_metadata(model: Model, encoding: Encoding, job: Job) -> Mapping[str, st
         "assay.data_fingerprint": job.data_fingerprint,
         "assay.config_digest": job.config_digest,
         "assay.code_digest": job.code_digest,
+        "assay.code_revision": job.code_revision,
     }

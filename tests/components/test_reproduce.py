@@ -87,7 +87,7 @@ def test_equal_records_give_equal_bytes(snapshot: Snapshot, tmp_path: Path) -> N
     for name in ("weights", "encoding", "onnx"):
         assert digest_file(getattr(first, name)) == digest_file(getattr(second, name))
     assert measure_weights(first.weights, second.weights)[0].weight == 0.0
-    assert measure_outputs(second.model, tmp_path / "first" / "golden.npz") == (
+    assert measure_outputs(second.model, tmp_path / "first" / "tensor_golden.npz") == (
         {"probabilities": 0.0},
         "",
     )
@@ -106,7 +106,7 @@ def test_another_seed_gives_other_bytes_and_the_difference_is_measured(
     assert problem == ""
     assert difference.weight == pytest.approx(max(gaps.values()))
     assert gaps[difference.tensor] == max(gaps.values())
-    outputs, _ = measure_outputs(second.model, tmp_path / "first" / "golden.npz")
+    outputs, _ = measure_outputs(second.model, tmp_path / "first" / "tensor_golden.npz")
     assert 0 < outputs["probabilities"] <= 1
 
 
