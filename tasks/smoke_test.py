@@ -1,15 +1,14 @@
 """Smoke test: the registered version, downloaded as a consumer would, in a clean process."""
 
 import json
-import shutil
 from pathlib import Path
 
 from prefect import task
 
-from components.adapters.mlflow_registry import CHALLENGER, DAMAGED, MODEL_FILE, Registry
+from components.adapters.mlflow_registry import CHALLENGER, DAMAGED, Registry
 from components.digest import digest_file
 from components.errors import GateError
-from components.records import ExportedModel, Latency, RegisteredModel, SmokeTestedModel
+from components.records import Latency, RegisteredModel, SmokeTestedModel
 from components.smoke_test.engines.installed import parse_engines
 from components.smoke_test.engines.run import EngineResult, run_engines
 from components.smoke_test.runner import run_smoke_test
@@ -36,7 +35,7 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
             report = run_smoke_test(
                 model, sha256=exported.onnx.sha256, golden=golden, rtol=RTOL, atol=ATOL
             )
-            engines = _other_engines(space, exported, model, golden)
+            engines = _other_engines(space, model.parent)
         except GateError as error:
             if digest_file(model) != exported.onnx.sha256:  # the next run registers them anew
                 registry.tag(registered.version, {DAMAGED: "true"})
@@ -65,17 +64,10 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
         )
 
 
-def _other_engines(
-    space: Workspace, exported: ExportedModel, model: Path, golden: Path
-) -> dict[str, EngineResult]:
+def _other_engines(space: Workspace, folder: Path) -> dict[str, EngineResult]:
     """Prove the version in the engines that the deployment asks for, and keep what they said."""
     names = parse_engines(space.settings.smoke_engines)
     modules = space.settings.node_modules
-    folder = golden.parent
-    shutil.copyfile(model, folder / MODEL_FILE)
-    for artifact in (exported.tensor, exported.tensor_golden):
-        if names and artifact is not None:
-            space.fetch(artifact)
     found = run_engines(
         names, folder, node_modules=Path(modules) if modules else None, rtol=RTOL, atol=ATOL
     )
