@@ -15,6 +15,7 @@ from support.row_model import ROWS_B, row_model, write_version
 
 from components.errors import ConfigError, GateError, InfrastructureError
 from components.export.golden import read_golden, write_golden
+from components.settings import load_settings
 from components.smoke_test.engines import installed, run
 from components.smoke_test.engines.installed import NAMES, parse_engines
 from components.smoke_test.engines.run import REFERENCE_ROWS, run_engines
@@ -238,3 +239,8 @@ def test_the_setting_names_engines_once_each() -> None:
 def test_an_unknown_engine_is_refused_before_any_runs(version: Path) -> None:
     with pytest.raises(ConfigError, match="got deno"):
         run_engines(["reference", "deno"], version, node_modules=None)
+
+
+def test_an_unknown_engine_in_the_settings_is_told_at_once() -> None:
+    with pytest.raises(ConfigError, match="ASSAY_SMOKE_ENGINES must name some of .*; got deno"):
+        load_settings(smoke_engines="node,deno")

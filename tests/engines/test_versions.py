@@ -16,6 +16,7 @@ from support.row_model import answers
 
 from components.adapters.mlflow_registry import Registry
 from components.adapters.mlflow_tracking import connect
+from components.errors import ConfigError
 from components.export.golden import read_golden, write_golden
 from components.settings import load_settings
 from components.smoke_test.engines.child import chromium_options
@@ -190,3 +191,13 @@ def test_a_page_needs_columns_and_an_installation(
     assert empty.code == 2
     assert "ort.wasm.bundle.min.mjs, " in empty.err
     connect.cache_clear()
+
+
+def test_the_smoke_test_asks_the_engines_of_the_deployment(
+    trips: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSAY_SMOKE_ENGINES", "reference")
+    assert lab.retrain("trips").tested.engines == ("reference",)
+    monkeypatch.setenv("ASSAY_SMOKE_ENGINES", "node")
+    with pytest.raises(ConfigError, match="ASSAY_NODE_MODULES is not set"):
+        lab.retrain("trips")
