@@ -6,10 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STATE := $(abspath $(or $(ASSAY_HOME),.assay))
 STAMP := $(VENV)/.installed
+ENGINES := .engines/node_modules/.installed
+NPM := $(shell command -v npm 2>/dev/null)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup retrain test kill-test mlflow prefect serve lock clean help
+.PHONY: setup engines retrain test kill-test mlflow prefect serve lock clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,10 +26,21 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $(STAMP)
 
+engines: $(ENGINES) ## install the JavaScript engines that tests and ASSAY_SMOKE_ENGINES use
+	@echo "ASSAY_NODE_MODULES=$(abspath .engines/node_modules)"
+
+# No script of a package is run: onnxruntime-node's would download libraries for CUDA.
+$(ENGINES): deploy/web/package.json
+	@$(if $(NPM),,echo "make engines: npm must be installed; install Node.js 18 or newer with npm" >&2; exit 2)
+	@mkdir -p .engines
+	cp deploy/web/package.json .engines/package.json
+	npm install --prefix .engines --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
+	@touch $(ENGINES)
+
 retrain: setup ## retrain PIPELINE (flights); FORCE=1 trains anew, ARGS adds options
 	@$(BIN)/assay run $(PIPELINE) $(if $(FORCE),--force) $(ARGS)
 
-test: setup ## everything that must hold: style, types, layers, tests
+test: setup $(if $(NPM),$(ENGINES)) ## everything that must hold: style, types, layers, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

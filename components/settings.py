@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -82,6 +82,14 @@ class Settings(BaseSettings):
         "", description="folder node_modules with onnxruntime-node and onnxruntime-web"
     )
     secrets_dir: str = Field("", description="folder with one file per setting, named ASSAY_...")
+
+    @field_validator("smoke_engines")
+    @classmethod
+    def _known_engines(cls, value: str) -> str:
+        from components.smoke_test.engines.installed import parse_engines
+
+        parse_engines(value)
+        return value
 
     @property
     def root(self) -> Path:

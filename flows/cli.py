@@ -133,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_reproduce(commands)
     _add_verify(commands)
     _add_promotion(commands)
+    _add_page(commands)
     commands.add_parser("pipelines", help="list the registered pipelines")
     commands.add_parser("doctor", help="check versions, devices, settings and servers")
     return parser
@@ -199,6 +200,18 @@ def _add_promotion(commands: "argparse._SubParsersAction[_Parser]") -> None:
     history.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _add_page(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    page = commands.add_parser(
+        "page", help="write a page that predicts with a registered version in the browser"
+    )
+    page.add_argument(
+        "version",
+        metavar="MODEL[@VERSION]",
+        help="a registered version, or an alias; without either, the champion",
+    )
+    page.add_argument("--folder", type=Path, default=Path("page"), help="where the files go (page)")
+
+
 def dispatch(arguments: argparse.Namespace) -> int:
     """Carry out a parsed command and return its exit status."""
     match arguments.command:
@@ -236,6 +249,10 @@ def dispatch(arguments: argparse.Namespace) -> int:
             from flows.promotion import history
 
             return history(arguments.model, as_json=arguments.json)
+        case "page":
+            from flows.page import page
+
+            return page(arguments.version, arguments.folder)
         case "pipelines":
             return list_pipelines()
         case "doctor":

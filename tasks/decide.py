@@ -15,7 +15,6 @@ from components.decide.history import History, rolled_back
 from components.decide.moves import move, reconcile
 from components.decide.promotion import Contender, Judgement, hold_back, judge
 from components.decide.report import decision_markdown
-from components.digest import digest_file
 from components.errors import (
     ConflictError,
     ContractError,
@@ -28,8 +27,10 @@ from components.export.predictors import OnnxPredictor
 from components.pipeline import Pipeline, load_pipeline
 from components.plan import open_data
 from components.records import Decision, SmokeTestedModel, lineage
+from components.settings import Settings
 from components.state import exclusive
 from tasks.promotion import lock_of, responsible, score_of
+from tasks.proof import require_intact
 from tasks.runtime import Workspace, stage
 
 _ATTEMPTS = 5
@@ -57,8 +58,12 @@ def decide(tested: SmokeTestedModel) -> Decision:
         registry = Registry(space.tracking, registered.model)
         onnx_file = registry.download(registered.version, space.folder / "candidate")
         sha256 = registered.exported.onnx.sha256
-        candidate = _contender(pipeline, onnx_file, sha256, rows, registered.version)
-        bout = _Bout(pipeline, registry, candidate, sha256, rows, job.as_of, space.folder)
+        held = registry.by_number(registered.version)
+        assert held is not None, "what was downloaded a moment ago is registered"
+        candidate = _contender(space.settings, pipeline, registry, onnx_file, rows, held)
+        bout = _Bout(
+            space.settings, pipeline, registry, candidate, sha256, rows, job.as_of, space.folder
+        )
         with exclusive(space.settings.root, lock_of(registry.model)):
             outcome = _settle(bout, Ledger(space.tracking, registry), space)
         champion, judgement = outcome.champion, outcome.judgement
@@ -85,6 +90,7 @@ def decide(tested: SmokeTestedModel) -> Decision:
 class _Bout:
     """What does not change while champions come and go."""
 
+    settings: Settings
     pipeline: Pipeline
     registry: Registry
     candidate: Contender
@@ -149,19 +155,24 @@ def _holder(registry: Registry, history: History) -> Version | None:
 
 
 def _contender(
-    pipeline: Pipeline, onnx_file: Path, sha256: str, rows: pa.Table, version: int
+    settings: Settings,
+    pipeline: Pipeline,
+    registry: Registry,
+    onnx_file: Path,
+    rows: pa.Table,
+    version: Version,
 ) -> Contender:
-    found = digest_file(onnx_file)
-    if found != sha256:
+    try:
+        require_intact(settings, registry, version, onnx_file)
+    except GateError as error:
         raise InfrastructureError(
-            f"registered files must keep their bytes; {pipeline.name} version {version} was "
-            f"registered with sha256 {sha256[:12]} and now has {found[:12]}. Find out who changed "
-            "it. Then let the alias name a version that is intact, or take the alias away, and "
-            "the next candidate is judged by the gates alone."
-        )
+            f"registered files must keep their bytes; {registry.model} version {version.number}: "
+            f"{'; '.join(error.failures)}. Then let the alias name a version that is intact, or "
+            "take the alias away, and the next candidate is judged by the gates alone."
+        ) from error
     predictor = OnnxPredictor(onnx_file.read_bytes())
     scored = answer_rows(pipeline, predictor, predictor.encoding, rows)
-    return Contender(version, measure(pipeline, scored), scored)
+    return Contender(version.number, measure(pipeline, scored), scored)
 
 
 def _champion(bout: _Bout, holder: Version | None, folder: Path) -> Contender | None:
@@ -175,7 +186,7 @@ def _champion(bout: _Bout, holder: Version | None, folder: Path) -> Contender | 
         return replace(candidate, version=holder.number)
     onnx_file = bout.registry.download(holder.number, folder)
     try:
-        champion = _contender(pipeline, onnx_file, sha256, bout.rows, holder.number)
+        champion = _contender(bout.settings, pipeline, bout.registry, onnx_file, bout.rows, holder)
     except UsageError as error:  # it was made for other columns, or for other metrics
         raise ContractError(
             f"the champion must answer the held-out rows, to be compared; {pipeline.name} version "

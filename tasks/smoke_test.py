@@ -1,17 +1,15 @@
 """Smoke test: the registered version, downloaded as a consumer would, in a clean process."""
 
+import json
+
 from prefect import task
 
 from components.adapters.mlflow_registry import DAMAGED, Registry
 from components.errors import GateError
-from components.pipeline import load_pipeline
-from components.records import Latency, RegisteredModel, SmokeTestedModel, job_of
-from components.register.verify import verify_files
-from components.smoke_test.runner import run_smoke_test
-from tasks.runtime import stage
-
-# The golden answers are PyTorch's in float32; parity has bounded the error of both engines already.
-RTOL, ATOL = 1e-4, 1e-5
+from components.records import Latency, RegisteredModel, SmokeTestedModel
+from components.smoke_test.engines.run import EngineResult
+from tasks.proof import prove_answers, require_intact
+from tasks.runtime import Workspace, stage
 
 
 @task(name="smoke_test", result_serializer="json", persist_result=False)
@@ -24,35 +22,19 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
     """
     exported = registered.exported
     with stage("smoke_test", registered) as space:
-        budget = load_pipeline(job_of(registered).pipeline).release.budget
         registry = Registry(space.tracking, registered.model)
         model = registry.download(registered.version, space.folder)
         golden = space.fetch(exported.golden)
         held = registry.by_number(registered.version)
         assert held is not None, "what was downloaded a moment ago is registered"
-        intact = False
         try:
-            verify_files(
-                model.parent,
-                space.settings,
-                onnx_sha256=exported.onnx.sha256,
-                **registry.claims(held),
-            )
-            intact = True
-            report = run_smoke_test(
-                model,
-                sha256=exported.onnx.sha256,
-                golden=golden,
-                memory_bytes=budget.memory_bytes,
-                rtol=RTOL,
-                atol=ATOL,
-                p99_ms=budget.p99_ms,
-                rows_per_s=budget.rows_per_s,
-            )
+            require_intact(space.settings, registry, held, model)
         except GateError:
-            if not intact:  # the next run registers them anew
-                registry.tag(registered.version, {DAMAGED: "true"})
+            registry.tag(registered.version, {DAMAGED: "true"})  # the next run registers it anew
             raise
+        proof = prove_answers(space.settings, registered.model, model, golden, exported.onnx.sha256)
+        report = proof.report
+        _keep_engines(space, proof.engines)
         space.put("smoke_report.json", report.model_dump_json(indent=1))
         space.log.info(
             "Smoke test passed: %d golden rows within %.1e, p50 %.3f ms, p99 %.3f ms at batch 1, "
@@ -76,6 +58,21 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
                     rows_per_s=report.rows_per_s,
                 ),
                 providers=report.providers,
+                engines=tuple(proof.engines),
                 stage=space.ended(),
             )
+        )
+
+
+def _keep_engines(space: Workspace, found: dict[str, EngineResult]) -> None:
+    if found:
+        evidence = {name: result._asdict() for name, result in found.items()}
+        space.put("engines.json", json.dumps(evidence, indent=1))
+    for name, result in found.items():
+        space.log.info(
+            "%s: %d golden rows within %.1e (%s)",
+            name,
+            result.rows,
+            result.max_difference,
+            result.version,
         )

@@ -27,8 +27,9 @@ from components.contract import (
 from components.data.encoding import Encoding, Features
 from components.data.schema import RowSchema
 from components.export.config import Promotion, Release
-from components.metrics import class_metrics, resampled_accuracy
+from components.metrics import class_metrics, resampled_accuracy, resampled_roc_auc
 from components.pipeline import Pipeline, QualityGate
+from components.pipelines.flights import FlightsConfig, FlightsModel, flight_metrics, late_loss
 from components.train.config import TrainConfig
 
 COLUMNS = ("a", "b", "c")
@@ -64,6 +65,54 @@ class Synthetic(DataSource):
         columns = {**dict(zip(COLUMNS, values.T, strict=True)), "label": labels}
         names = self.schema().names
         yield pa.record_batch({name: columns[name] for name in names})
+
+    def excluded(self, as_of: date) -> Mapping[str, int]:
+        return {}
+
+
+@final
+class Trips(DataSource):
+    """Rows with text, whole numbers, truth values and holes, as those of a database are."""
+
+    def __init__(self, at: SourceContext) -> None:
+        pass
+
+    def schema(self) -> RowSchema:
+        return RowSchema(
+            pa.schema(
+                [
+                    pa.field("carrier", pa.string()),
+                    pa.field("origin", pa.string(), nullable=False),
+                    pa.field("minute", pa.int32(), nullable=False),
+                    pa.field("distance", pa.float64()),
+                    pa.field("weekend", pa.bool_(), nullable=False),
+                    pa.field("label", pa.int8(), nullable=False),
+                ]
+            )
+        )
+
+    def prepare(self) -> None:
+        pass
+
+    def window(self, as_of: date) -> str:
+        return "2000 rows, hold out 400"
+
+    def batches(self, split: Split, as_of: date) -> Iterator[pa.RecordBatch]:
+        rows = {"train": 2000, "holdout": 400}[split]
+        generator = np.random.default_rng(rows)
+        carrier = generator.choice(["AA", "B6", "zürich ✈"], rows)
+        minute = generator.integers(0, 1440, rows).astype(np.int32)
+        distance = generator.normal(500, 200, rows)
+        late = (minute / 1440 + (carrier == "B6") + generator.normal(0, 0.3, rows)) > 0.9
+        arrays = {
+            "carrier": pa.array(carrier, mask=generator.random(rows) < 0.1),
+            "origin": pa.array(generator.choice(["EWR", "JFK"], rows)),
+            "minute": pa.array(minute),
+            "distance": pa.array(distance, mask=generator.random(rows) < 0.1),
+            "weekend": pa.array(generator.random(rows) < 0.3),
+            "label": pa.array(late.astype(np.int8)),
+        }
+        yield pa.record_batch(arrays, schema=self.schema().arrow)
 
     def excluded(self, as_of: date) -> Mapping[str, int]:
         return {}
@@ -171,6 +220,28 @@ def make(
     )
 
 
+trips = Pipeline(
+    name="trips",
+    description="a test's pipeline of rows with text",
+    source=Trips,
+    features=Features(
+        label="label",
+        classes=2,
+        categorical=("carrier", "origin"),
+        numeric=("minute", "distance", "weekend"),
+    ),
+    model=FlightsModel,
+    loss=late_loss,
+    config=FlightsConfig(epochs=2, batch_size=64, learning_rate=0.01, hidden=16, device="cpu"),
+    metrics=lambda scored: {
+        name: value for name, value in flight_metrics(scored).items() if "/" not in name
+    },
+    gates=(QualityGate(metric="roc_auc", minimum=0.6),),
+    metric="roc_auc",
+    margin=0.0,
+    dated=False,
+    resampled=resampled_roc_auc("probability"),
+)
 tiny = make("tiny")
 again = make("again")
 rivals = make("rivals")
