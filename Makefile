@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STATE := $(abspath $(or $(ASSAY_HOME),.assay))
 STAMP := $(VENV)/.installed
+# Processes that share out the tests; 1 runs them in pytest's own.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -27,12 +29,12 @@ $(STAMP): requirements.lock pyproject.toml
 retrain: setup ## retrain PIPELINE (flights); FORCE=1 trains anew, ARGS adds options
 	@$(BIN)/assay run $(PIPELINE) $(if $(FORCE),--force) $(ARGS)
 
-test: setup ## everything that must hold: style, types, layers, tests
+test: setup ## everything that must hold: style, types, layers, tests (in WORKERS processes)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=$(patsubst 1,0,$(WORKERS))
 
 kill-test: setup ## SIGKILL at 30 random moments of a run; it must end with the same bytes
 	$(BIN)/python tests/reliability/kill_training.py --kills 30
