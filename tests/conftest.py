@@ -126,7 +126,7 @@ def assay(child_environment: Mapping[str, str], tmp_path: Path) -> Callable[...,
 
 
 def make_assay(environment: Mapping[str, str], folder: Path) -> Callable[..., Outcome]:
-    def run(*arguments: str, timeout: float = 120, **variables: object) -> Outcome:
+    def run(*arguments: str, timeout: float = 240, **variables: object) -> Outcome:
         done = subprocess.run(
             [Path(sys.executable).with_name("assay"), *arguments],
             cwd=folder,

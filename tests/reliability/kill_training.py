@@ -27,7 +27,7 @@ from typing import Any
 KINDS = ("step", "checkpoint", "between", "anywhere")
 STAGES = ("train", "validate", "export", "register", "smoke_test")
 COMPARED = ("train_loss", "validation_loss", "learning_rate", "gradient_norm")
-LONGEST_S = 180.0
+LONGEST_S = 360.0
 _LOOK_S = 0.0005
 
 
