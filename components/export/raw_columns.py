@@ -26,10 +26,14 @@ MISSING_TEXT = ""
 
 
 class RawColumn(Frozen):
-    """A source column, and the type of its input, which has the shape (B,)."""
+    """A source column, and the type of its input, which has the shape (B,).
+
+    ``missing`` says whether a row may lack it.
+    """
 
     name: str
     dtype: Dtype
+    missing: bool
 
 
 class RawColumns(Frozen):
@@ -72,13 +76,12 @@ def raw_columns(encoding: Encoding, schema: pa.Schema) -> RawColumns:
     """
     categorical = {c.column: c.vocabulary for c in encoding.categorical}
     names = dict.fromkeys([*categorical, *(c.column for c in encoding.numeric)])
-    columns = [RawColumn(name=name, dtype=_dtype(schema.field(name))) for name in names]
+    fields = [schema.field(name) for name in names]
+    columns = [RawColumn(name=f.name, dtype=_dtype(f), missing=f.nullable) for f in fields]
     doubtful = [
         c.name
         for c in columns
-        if c.dtype == "string"
-        and schema.field(c.name).nullable
-        and MISSING_TEXT in categorical[c.name]
+        if c.dtype == "string" and c.missing and MISSING_TEXT in categorical[c.name]
     ]
     if doubtful:
         raise GateError(

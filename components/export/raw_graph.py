@@ -179,7 +179,8 @@ def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
 def _read_rows(part: _Part, encoding: Encoding, columns: RawColumns) -> None:
     """Columns (B,) to the network's inputs: codes (B, C), numbers (B, F), folded as they are."""
     dtypes = {column.name: column.dtype for column in columns.columns}
-    one = part.constant("one", np.array([1], np.int64))
+    if encoding.categorical or encoding.numeric:
+        one = part.constant("one", np.array([1], np.int64))
     if encoding.categorical:
         codes = [
             part.add("Unsqueeze", [_code(part, column, dtypes[column.column]), one], name)

@@ -19,10 +19,10 @@ from components.web_page import ASSETS, EXAMPLES, build_page
 
 COLUMNS = RawColumns(
     columns=(
-        RawColumn(name="carrier", dtype="string"),
-        RawColumn(name="distance", dtype="float64"),
-        RawColumn(name="seats", dtype="int64"),
-        RawColumn(name="weekend", dtype="bool"),
+        RawColumn(name="carrier", dtype="string", missing=True),
+        RawColumn(name="distance", dtype="float64", missing=True),
+        RawColumn(name="seats", dtype="int64", missing=False),
+        RawColumn(name="weekend", dtype="bool", missing=False),
     )
 )
 ENCODING = Encoding(

@@ -1,5 +1,6 @@
 """A small model that takes raw rows, sound or broken in one place, and what it must answer."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,10 @@ BROKEN = {
         "wind": [
             *SOUND["wind"][:-1],
             node("Mul", "wind_f wind_f", "square"),
-            node("Add", "square one", "more"),
-            node("Div", "square more", "wind_c"),
+            node("Mul", "square square", "fourth"),
+            node("Mul", "fourth fourth", "eighth"),
+            node("Add", "eighth one", "more"),
+            node("Div", "eighth more", "wind_c"),
         ]
     },
     "no clamp of integers": {
@@ -84,8 +87,9 @@ BROKEN = {
             node("Cast", "hour", "hour_f", to=TensorProto.FLOAT),
             node("Mul", "hour_f hour_f", "square_h"),
             node("Mul", "square_h square_h", "fourth"),
-            node("Add", "fourth one", "more_h"),
-            node("Div", "fourth more_h", "hour_c"),
+            node("Mul", "fourth fourth", "eighth_h"),
+            node("Add", "eighth_h one", "more_h"),
+            node("Div", "eighth_h more_h", "hour_c"),
         ]
     },
     "a row for none": {
@@ -121,7 +125,8 @@ def raw_model(broken: str = "", *, columns: bool = True) -> bytes:
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 2)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     if columns:
-        helper.set_model_props(model, {"assay.columns": "[]"})
+        listed = [{"name": name, "missing": name == "wind"} for name in INPUTS]
+        helper.set_model_props(model, {"assay.columns": json.dumps({"columns": listed})})
     return model.SerializeToString(deterministic=True)
 
 
@@ -144,9 +149,9 @@ def raw_recorded(broken: str = "") -> dict[str, npt.NDArray[Any]]:
     if broken == "no code for the unknown":  # and so none is recorded
         rows["input/carrier"][6], codes[6] = "AA", 1
     if broken == "no clamp":
-        wind = wind**2 / (1 + wind**2)
+        wind = wind**8 / (1 + wind**8)
     if broken == "no clamp of integers":
-        hour = hour**4 / (1 + hour**4)
+        hour = hour**8 / (1 + hour**8)
     score = (codes % 4 + wind + hour + rows["input/wet"]) * 0.125 - 1
     probability = 1 / (1 + np.exp(-score)) if broken != "a row for none" else np.zeros(9)
     label = np.array(["on time", "late"])[(probability > 0.5).astype(int)]

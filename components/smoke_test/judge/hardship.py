@@ -12,7 +12,10 @@ from .golden import Array, Named, count_bad
 from .session import Subject
 
 EXTREME_TEXTS = ("x" * 10_000, "Ünbekannt 漢字 \N{GRINNING FACE}\N{COMBINING ACUTE ACCENT}\t\n")
-EXTREME_NUMBERS = (1e30, -1e30)
+LARGE_NUMBERS = (1e9, -1e9)
+"""A column may come so large by a mistake of units; answers must be finite."""
+EXTREME_NUMBERS = (*LARGE_NUMBERS, 1e30, -1e30)
+"""A network may overflow at the last two, in PyTorch as here; it must only not crash."""
 
 
 def missing_faults(subject: Subject) -> list[str]:
@@ -32,9 +35,10 @@ def missing_faults(subject: Subject) -> list[str]:
 
 
 def extreme_faults(subject: Subject) -> list[str]:
-    """Every number and text at its extremes: a column's answers are finite or it is refused.
+    """Every number and text at its extremes: answers are finite or the input is refused.
 
-    A float tensor inside a network may overflow, in PyTorch as here; it must only not crash.
+    Of the numbers this holds for columns up to :data:`LARGE_NUMBERS`; beyond, and in the tensors of
+    a network, overflow is no fault.
     """
     return _together(_extreme_faults(subject, subject.sample(), subject.columns()))
 
@@ -81,7 +85,8 @@ def _extreme_faults(subject: Subject, sample: Named, columns: list[str]) -> Iter
                 fault = _fault(subject, feed, f"{name!r} at {_shown(value)}")
             except Exception:  # refused, which is as good as answered
                 fault = None
-            if fault and name in columns:
+            within = not isinstance(value, (int, float)) or abs(value) <= LARGE_NUMBERS[0]
+            if fault and name in columns and within:
                 yield fault
 
 
@@ -92,7 +97,7 @@ def _extremes(array: Array, is_column: bool) -> tuple[object, ...]:
         return EXTREME_NUMBERS
     if array.dtype.kind == "i" and is_column:
         limits = np.iinfo(array.dtype)
-        return (limits.min, limits.max)
+        return (*map(int, LARGE_NUMBERS), limits.min, limits.max)
     return ()
 
 

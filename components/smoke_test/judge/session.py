@@ -1,5 +1,6 @@
 """One session: how it is opened, what it runs on, and how it is called."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,14 @@ class Subject:
         ]
 
     def may_miss(self, name: str) -> bool:
-        """Say whether an input may be missing: text, what was missing, and numbers of a column."""
+        """Say whether an input may be missing: text, what was missing, and columns that may be."""
         array = self.golden.inputs[name]
         if array.dtype.kind != "f":
             return array.dtype == object and array.ndim == 1
-        is_column = self.takes_columns() and array.dtype == np.float64 and array.ndim == 1
-        return is_column or bool(np.isnan(array).any())
+        return name in self._with_gaps() or bool(np.isnan(array).any())
+
+    def _with_gaps(self) -> list[str]:
+        """Columns of numbers that the file declares to be missing at times."""
+        held = self.session.get_modelmeta().custom_metadata_map.get(COLUMNS_KEY, "{}")
+        declared = json.loads(held).get("columns", [])
+        return [each["name"] for each in declared if each.get("missing")]
