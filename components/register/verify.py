@@ -90,11 +90,18 @@ def code_failures(folder: Path) -> list[str]:
                 f"code beside a model must be what assay ships; {name} is foreign. Find out who "
                 "put it there"
             )
-    if (flavour := _python_flavour(folder)) and flavour.get("loader_module") not in LOADERS:
+    flavours = _flavours(folder)
+    if (loader := flavours.get("python_function", {}).get("loader_module", "")) not in LOADERS:
         failures.append(
-            f"MLmodel must name a loader of assay, {', '.join(LOADERS)}; it names "
-            f"{flavour.get('loader_module')!r}. Find out who changed it"
+            f"MLmodel must name a loader of assay, {', '.join(LOADERS)}; it names {loader!r}. Find "
+            "out who changed it"
         )
+    for name, flavour in flavours.items():
+        if (place := flavour.get("code")) != "code" or flavour.get("data") != MODEL:
+            failures.append(
+                f"MLmodel must load code from code/ and the model from {MODEL}; its flavour {name} "
+                f"names {place!r} and {flavour.get('data')!r}. Find out who changed it"
+            )
     return failures
 
 
@@ -102,15 +109,17 @@ def _is_code(name: str) -> bool:
     return name.startswith("code/") or name.endswith((".py", ".pyc", ".so"))
 
 
-def _python_flavour(folder: Path) -> dict[str, Any]:
+def _flavours(folder: Path) -> dict[str, dict[str, Any]]:
     import yaml
 
     try:
         found = yaml.safe_load((folder / "MLmodel").read_bytes())
-        flavour: dict[str, Any] = dict(found["flavors"]["python_function"])
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
-        return {}  # MLflow can load no Python function from it
-    return flavour
+        return {str(name): dict(flavour) for name, flavour in found["flavors"].items()}
+    except (
+        *(OSError, yaml.YAMLError, UnicodeDecodeError),
+        *(AttributeError, KeyError, TypeError, ValueError),
+    ):
+        return {}  # MLflow can load nothing from it
 
 
 def _foreign_kinds(folder: Path) -> Iterator[str]:

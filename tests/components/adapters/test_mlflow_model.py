@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -205,7 +206,9 @@ def served(folder: Path, environment: Mapping[str, str], log: Path) -> Iterator[
     ]
     with (
         log.open("wb") as stream,
-        subprocess.Popen(command, env=environment, stdout=stream, stderr=stream) as server,
+        subprocess.Popen(
+            command, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        ) as server,
     ):
         url = f"http://127.0.0.1:{port}"
         try:
@@ -216,7 +219,7 @@ def served(folder: Path, environment: Mapping[str, str], log: Path) -> Iterator[
                 time.sleep(0.1)
             yield url
         finally:
-            server.terminate()
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 def ask(url: str, body: dict[str, Any]) -> tuple[int, Any]:

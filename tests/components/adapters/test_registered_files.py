@@ -163,6 +163,16 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         replace("MLmodel", "loader_module: assay_rows_1", "loader_module: os"),
         "must name a loader of assay, assay_rows_1; it names 'os'",
     ),
+    "other code": (
+        replace("MLmodel", "code: code", "code: ../elsewhere"),
+        "its flavour python_function names '../elsewhere' and 'model.onnx'",
+    ),
+    "other file": (
+        replace("MLmodel", "data: model.onnx", "data: other.onnx"),
+        "its flavour onnx names 'code' and 'other.onnx'",
+    ),
+    "no flavours": (write("MLmodel", "flavors: [1]"), "must name a loader of assay, .*''"),
+    "no MLmodel": (write("MLmodel", "{"), "must name a loader of assay"),
     "no provenance": (lambda f: (f / PROVENANCE).unlink(), "provenance.json must lie beside"),
     "broken provenance": (write(PROVENANCE, "{}"), "provenance.json must be as assay writes it"),
     "other model": (edit(model="digits"), "must name the model guarded .* it names digits"),
