@@ -40,6 +40,25 @@ def test_help_of_reproduce(assay: Callable[..., Any]) -> None:
         assert word in words
 
 
+@pytest.mark.parametrize("command", ["promote", "rollback", "history"])
+def test_help_of_moves_by_hand(assay: Callable[..., Any], command: str) -> None:
+    outcome = assay(command, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    words = " ".join(outcome.out.split())
+    own = {"promote": ["VERSION", "--reason"], "rollback": ["--to", "--reason"]}
+    for word in ["MODEL", "3 the version was rejected", *own.get(command, ["--json"])]:
+        assert word in words
+
+
+def test_there_is_nothing_to_move_in_an_empty_home(
+    assay: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = assay("history", "flights", ASSAY_HOME=tmp_path / "home")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "has no MLflow store yet" in outcome.err
+    assert not (tmp_path / "home" / "mlflow").exists()
+
+
 def test_no_command(assay: Callable[..., Any]) -> None:
     outcome = assay()
     assert (outcome.code, outcome.out) == (2, "")

@@ -22,7 +22,7 @@ def mlflow_server(
     port = free_port()
     command: list[str | Path] = [MLFLOW, "server", "--host", HOST, "--port", str(port)]
     command += ["--backend-store-uri", database or f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "2"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
     command += ["--allowed-hosts", f"{HOST}:{port}"]
     url, log = f"http://{HOST}:{port}", folder / "mlflow.log"
     with log.open("wb") as output:

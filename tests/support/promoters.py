@@ -10,6 +10,7 @@ MLflow is imported once, and the processes are forked from there. ``TRACKING_URI
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import time
@@ -53,6 +54,7 @@ def promote(home: str, model: str, versions: list[int], start: Any, results: Any
                 )
             except ConflictError:
                 conflicts += 1
+                time.sleep(random.uniform(0, 0.3))  # a decision takes longer than a move
                 continue
         moved.append([entry.seq, entry.before, versions.pop(0)])
     results.put({"moved": moved, "conflicts": conflicts})
@@ -71,7 +73,7 @@ def crowd(model: str, moves: int, homes: list[str]) -> None:
     for process in crew:
         process.start()
     began = time.perf_counter()
-    found = [results.get(timeout=120) for _ in crew]
+    found = [results.get(timeout=300) for _ in crew]
     for process in crew:
         process.join()
     assert all(process.exitcode == 0 for process in crew)

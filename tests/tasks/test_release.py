@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
+from components.adapters.mlflow_ledger import Ledger
+from components.adapters.mlflow_registry import Registry
+from components.adapters.mlflow_tracking import connect
+from components.decide.history import Entry, now
+from components.decide.moves import reconcile
 from components.errors import InfrastructureError
+from components.settings import load_settings
 from tasks import release
 from tasks.decide import decide
 from tasks.plan import plan
@@ -84,3 +90,29 @@ def test_a_transaction_that_ends_well_rejects_nothing(
     assert "challenger" not in bench.aliases("withdrawn")
     tags = bench.versions("withdrawn")[registered.version]
     assert (tags["decision"], tags["reason"]) == ("rejected", "its run ended by ZeroDivisionError")
+
+
+def test_the_next_plan_completes_a_move_that_a_dead_process_began(
+    bench: Any, export_of: Callable[..., Any]
+) -> None:
+    """It had written the entry, and had not set the alias."""
+    registered = register.fn(export_of("withdrawn", "epochs=4"))
+    tracking = connect(load_settings())
+    ledger = Ledger(tracking, Registry(tracking, "withdrawn"))
+    history = reconcile(ledger)
+    began = Entry(
+        seq=len(history.entries) + 1,
+        id="dead",
+        at=now(),
+        who="a process that died",
+        kind="promote",
+        before=history.champion,
+        to=registered.version,
+        why="it won",
+    )
+    assert ledger.append(began)
+    assert bench.aliases("withdrawn").get("champion") == history.champion
+    plan("withdrawn", date(2014, 1, 1), 0, (), False)
+    assert bench.aliases("withdrawn")["champion"] == registered.version
+    assert ledger.read().head == began
+    assert began.seq in ledger.read().applied

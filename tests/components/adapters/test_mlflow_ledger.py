@@ -20,7 +20,7 @@ from components.errors import ConflictError, InfrastructureError
 from components.settings import Settings, load_settings
 
 PROMOTERS = Path(__file__).parents[2] / "support" / "promoters.py"
-PROCESSES, MOVES = 8, 3
+PROCESSES, MOVES = 8, 2
 
 
 def make_model(tracking: Tracking, name: str, versions: int) -> Registry:
@@ -147,7 +147,7 @@ def promoters(child_environment: Mapping[str, str], checkout: Path) -> Callable[
             env={**child_environment, "PYTHONPATH": str(checkout), "TRACKING_URI": uri},
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=300,
         )
 
     return run

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from components.decide.promotion import Contender, judge
+from components.decide.promotion import Contender, hold_back, judge
+from components.export.config import Promotion
 from components.metrics import resampled_accuracy
 from components.pipeline import QualityGate, Scored, SliceGate
 from components.pipelines.digits import pipeline as digits
@@ -173,3 +174,36 @@ def test_a_candidate_without_the_deciding_metric_is_rejected() -> None:
     found = judge(pipeline, Contender(5, {"log_loss": 0.1}, scored(32)), None)
     assert found.verdict == "rejected"
     assert "accuracy" in found.reason
+
+
+def test_a_pipeline_that_is_promoted_by_hand_has_candidates() -> None:
+    assert hold_back("automatic", "digits", 5, 3, None) is None
+    hold = hold_back("manual", "digits", 5, 3, None)
+    better = judge(PIPELINE, contender(5, 56), contender(3, 48), hold)
+    assert better.verdict == "candidate" and better.interval is not None
+    assert better.reason.endswith(
+        "with a margin of 0.25, so it could be champion, and this pipeline is promoted by hand: "
+        "approve it by 'assay promote digits 5 --reason TEXT'."
+    )
+    first = judge(PIPELINE, contender(5, 56), None, hold)
+    assert first.verdict == "candidate"
+    assert "there was no champion, so it could be champion, and this pip" in first.reason
+    unscored = judge(PIPELINE, contender(5, 56), Contender(3, {}, scored(1)), hold)
+    assert unscored.verdict == "candidate"
+    # What would not be champion anyway is not held back.
+    assert judge(PIPELINE, contender(5, 8), None, hold).verdict == "rejected"
+    assert judge(PIPELINE, contender(5, 24), contender(3, 48), hold).verdict == "kept_champion"
+    assert judge(PIPELINE, contender(3, 56), contender(3, 56), hold).verdict == "kept_champion"
+
+
+@pytest.mark.parametrize("promotion", ["automatic", "manual"])
+def test_what_was_rolled_back_does_not_return_by_itself(promotion: Promotion) -> None:
+    hold = hold_back(promotion, "digits", 5, 3, "too slow")
+    found = judge(PIPELINE, contender(5, 56), contender(3, 48), hold)
+    assert found.verdict == "kept_champion"
+    assert found.reason.endswith(
+        "so it could be champion, but it was rolled back (too slow), and returns by "
+        "'assay promote digits 5 --reason TEXT'."
+    )
+    alone = hold_back(promotion, "digits", 5, None, "too slow")
+    assert judge(PIPELINE, contender(5, 56), None, alone).verdict == "candidate"
