@@ -77,6 +77,25 @@ def compare(
     return _interval(first[1] - second[1], found, wanted, rows)
 
 
+def estimate(pipeline: Pipeline, scored: Scored, value: float) -> Interval:
+    """The interval of the deciding metric itself, as the difference from nothing.
+
+    Args:
+        pipeline: Gives the metric, and how it is resampled.
+        scored: Rows as a model answered them.
+        value: Their deciding metric.
+
+    Raises:
+        ContractError: ``Pipeline.resampled`` is not the deciding metric.
+    """
+    rows, wanted = len(scored.labels), SLOW_RESAMPLES
+    metric = _resampled(pipeline, scored, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns of a resample with one label
+        found = np.array([metric(counts) for counts in _draws(rows, wanted)], dtype=np.float64)
+    return _interval(value, found[np.isfinite(found)], wanted, rows)
+
+
 def _interval(difference: float, found: Floats, wanted: int, rows: int) -> Interval:
     low = high = None
     if 2 * len(found) >= wanted:

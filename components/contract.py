@@ -4,16 +4,16 @@ A component is abstract or final: these classes have abstract methods and no sta
 members do not fit is refused when it is defined, with a :class:`ContractError` that names them all;
 one that misses members may be subclassed, and :func:`instantiate` says what it misses.
 
-Legend: B = batch, the one dynamic axis, written ``"batch"`` in a shape.
+Legend: B = batch, written ``"batch"`` in a shape. Another word there is a further dynamic axis.
 """
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +36,20 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 """Named arrays that share their first axis, B."""
 
 Dtype = Literal["float32", "int64", "float64", "string", "bool"]
-"""Of tensors. A model takes and gives ``float32`` and ``int64``; the others are columns of rows."""
+"""Of tensors. A model takes and gives those of TENSOR_DTYPES; the others are columns of rows."""
+
+TENSOR_DTYPES = ("float32", "int64")
 
 Instance = TypeVar("Instance")
+
+
+class Shaped(Protocol):
+    """An array or a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its lengths."""
+        ...
 
 
 class TensorSpec(BaseModel):
@@ -47,6 +58,9 @@ class TensorSpec(BaseModel):
     ``unit`` says what the numbers count, for example ``minutes``. It is empty where there is none,
     or where columns of several units share a tensor. Values whose unit is ``probability`` must lie
     between 0 and 1, which the contract verification checks.
+
+    The first axis is ``"batch"``, and no other. Another word in the shape, say ``"sequence"``, is
+    an axis of any length of 1 or more; where several tensors name it they have the same length.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +74,15 @@ class TensorSpec(BaseModel):
     def unitless(self) -> "TensorSpec":
         """The same tensor without its unit, as an encoding describes it."""
         return self.model_copy(update={"unit": ""})
+
+    @property
+    def axes(self) -> tuple[tuple[int, str], ...]:
+        """Places and names of the dynamic axes, ``"batch"`` first."""
+        return tuple((at, axis) for at, axis in enumerate(self.shape) if isinstance(axis, str))
+
+    def sized(self, lengths: Mapping[str, int]) -> tuple[str | int, ...]:
+        """The shape with known lengths in place of the names of axes."""
+        return tuple(lengths.get(a, a) if isinstance(a, str) else a for a in self.shape)
 
     @model_serializer(mode="wrap")
     def _without_empty_unit(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
@@ -207,27 +230,62 @@ def instantiate(factory: Callable[..., Instance], *args: object, **kwargs: objec
         ) from error
 
 
+def axis_lengths(arrays: Iterable[Shaped], specs: Iterable[TensorSpec]) -> dict[str, int]:
+    """Lengths of the dynamic axes by name; where arrays disagree, that of the first."""
+    return {axis: found[0] for axis, found in _lengths(arrays, specs).items()}
+
+
+def admit(declared: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> bool:
+    """Whether tensors as ``given`` fit declared ones, where a length may stand for an axis's name.
+
+    Units do not matter; an axis has one length in all tensors.
+    """
+    lengths: dict[str, str | int] = {}
+    if [(s.name, s.dtype, len(s.shape)) for s in declared] != [
+        (s.name, s.dtype, len(s.shape)) for s in given
+    ]:
+        return False
+    for wanted, spec in zip(declared, given, strict=True):
+        for axis, size in zip(wanted.shape, spec.shape, strict=True):
+            free = isinstance(axis, str) and axis != "batch" and isinstance(size, int)
+            if (lengths.setdefault(str(axis), size) if free else axis) != size:
+                return False
+    return True
+
+
 def check_inputs(inputs: Arrays, specs: tuple[TensorSpec, ...]) -> None:
     """Compare named arrays with their specs; all differences are reported at once.
 
     Raises:
-        ContractError: A name, dtype or shape differs, or the batch sizes disagree.
+        ContractError: A name, dtype or shape differs, or the lengths of an axis disagree.
     """
     expected = [spec.name for spec in specs]
     if sorted(inputs) != sorted(expected):
         raise ContractError(f"inputs must be named {expected}; got {sorted(inputs)}.")
-    faults = [fault for spec in specs if (fault := _mismatch(inputs[spec.name], spec))]
-    batches = {array.shape[0] for array in inputs.values() if array.ndim}
-    if len(batches) > 1:
-        faults.append(f"inputs must share one batch size; got {sorted(batches)}")
+    arrays = [inputs[spec.name] for spec in specs]
+    pairs = zip(arrays, specs, strict=True)
+    faults = [fault for array, spec in pairs if (fault := _mismatch(array, spec))]
+    for axis, found in _lengths(arrays, specs).items():
+        if len(found) > 1:
+            what = "batch size" if axis == "batch" else f"length of axis {axis!r}"
+            faults.append(f"inputs must share one {what}; got {sorted(found)}")
     if faults:
         raise ContractError("; ".join(faults) + ".")
 
 
+def _lengths(arrays: Iterable[Shaped], specs: Iterable[TensorSpec]) -> dict[str, list[int]]:
+    """Different lengths of each dynamic axis, as they come."""
+    found: dict[str, list[int]] = {}
+    for array, spec in zip(arrays, specs, strict=False):
+        for place, axis in spec.axes:
+            lengths = found.setdefault(axis, [])
+            lengths += [n for n in array.shape[place : place + 1] if n not in lengths]
+    return {axis: lengths for axis, lengths in found.items() if lengths}
+
+
 def _mismatch(array: npt.NDArray[np.generic], spec: TensorSpec) -> str | None:
-    fits = array.ndim == len(spec.shape) and all(
-        want == "batch" or want == got for want, got in zip(spec.shape, array.shape, strict=True)
-    )
+    axes = zip(spec.shape, array.shape, strict=False)
+    fits = array.ndim == len(spec.shape) and all(isinstance(w, str) or w == n for w, n in axes)
     if fits and dtype_of(array) == spec.dtype:
         return None
     wanted = f"({', '.join(map(str, spec.shape))}) {spec.dtype}"

@@ -94,16 +94,22 @@ class TrainedModel(Record):
 
 
 class ValidatedModel(Record):
-    """A trained model that every gate of validate passed; ``page`` shows what they found."""
+    """A trained model that every gate of validate passed; ``page`` shows what they found.
+
+    ``intervals`` are the ends of 95 % confidence intervals of metrics, ``pictures`` those of the
+    page.
+    """
 
     trained: TrainedModel
     metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = {}
     contract_report: Artifact
     gradient_report: Artifact
     gates_report: Artifact
     leakage_report: Artifact
     source_report: Artifact
     page: Artifact
+    pictures: tuple[Artifact, ...] = ()
     stage: Stage
 
     @property

@@ -6,9 +6,9 @@ from pathlib import Path
 from prefect import task
 
 from components.adapters.mlflow_registry import CHALLENGER, DAMAGED, Registry
-from components.digest import digest_file
 from components.errors import GateError
 from components.records import Latency, RegisteredModel, SmokeTestedModel
+from components.register.verify import verify_files
 from components.smoke_test.engines.installed import parse_engines
 from components.smoke_test.engines.run import EngineResult, run_engines
 from components.smoke_test.runner import run_smoke_test
@@ -31,13 +31,23 @@ def smoke_test(registered: RegisteredModel) -> SmokeTestedModel:
         registry = Registry(space.tracking, registered.model)
         model = registry.download(registered.version, space.folder)
         golden = space.fetch(exported.golden)
+        held = registry.by_number(registered.version)
+        assert held is not None, "what was downloaded a moment ago is registered"
+        intact = False
         try:
+            verify_files(
+                model.parent,
+                space.settings,
+                onnx_sha256=exported.onnx.sha256,
+                **registry.claims(held),
+            )
+            intact = True
             report = run_smoke_test(
                 model, sha256=exported.onnx.sha256, golden=golden, rtol=RTOL, atol=ATOL
             )
             engines = _other_engines(space, model.parent)
         except GateError as error:
-            if digest_file(model) != exported.onnx.sha256:  # the next run registers them anew
+            if not intact:  # the next run registers them anew
                 registry.tag(registered.version, {DAMAGED: "true"})
             registry.tag(registered.version, {"decision": "rejected", "reason": str(error)[:5000]})
             registry.drop_alias(CHALLENGER, registered.version)

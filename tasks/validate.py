@@ -7,6 +7,7 @@ from components.pipeline import Pipeline, load_pipeline
 from components.plan import open_data
 from components.records import Artifact, TrainedModel, ValidatedModel
 from components.train.run import load_model
+from components.validate.intervals import metric_intervals
 from components.validate.page import make_page
 from components.validate.page_plots import Losses
 from components.validate.run import Evidence, collect_evidence
@@ -41,7 +42,7 @@ def validate(trained: TrainedModel) -> ValidatedModel:
             name: space.put(f"{name}.json", report.model_dump_json(indent=1))
             for name, report in evidence.reports().items()
         }
-        kept["page"] = _publish(space, pipeline, evidence)
+        kept["page"], pictures = _publish(space, pipeline, evidence)
         space.tracking.log_metrics(trained.run_id, evidence.metrics)
         gradients, _ = evidence.require_passed()
         space.log.info(
@@ -50,21 +51,30 @@ def validate(trained: TrainedModel) -> ValidatedModel:
             len(gradients.tensors),
             log_metrics_of(evidence.metrics),
         )
+        assert evidence.scored is not None, "a model that passed has answered the held-out rows"
         return space.keep(
-            ValidatedModel(trained=trained, metrics=evidence.metrics, **kept, stage=space.ended())
+            ValidatedModel(
+                trained=trained,
+                metrics=evidence.metrics,
+                intervals=metric_intervals(pipeline, evidence.scored, evidence.metrics),
+                pictures=pictures,
+                **kept,
+                stage=space.ended(),
+            )
         )
 
 
-def _publish(space: Workspace, pipeline: Pipeline, evidence: Evidence) -> Artifact:
+def _publish(
+    space: Workspace, pipeline: Pipeline, evidence: Evidence
+) -> tuple[Artifact, tuple[Artifact, ...]]:
     """Show the report page in MLflow, pictures beside it, and in Prefect, pictures inside."""
     losses = Losses(
         space.tracking.history(space.run_id, "train_loss"),
         space.tracking.history(space.run_id, "validation_loss"),
     )
     page = make_page(pipeline, evidence, losses)
-    for name, picture in page.pictures.items():
-        space.put(name, picture)
+    pictures = tuple(space.put(name, picture) for name, picture in page.pictures.items())
     publish_markdown(
         f"{pipeline.name}-validation", page.embedded(), "What the gates of validation found"
     )
-    return space.put("report.md", page.beside_files())
+    return space.put("report.md", page.beside_files()), pictures

@@ -1,22 +1,30 @@
 """Registered models, their versions and their two aliases, in MLflow."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-
-from components.adapters.mlflow_tracking import TAG, Tracking, mlflow_errors
-from components.contract import Arrays, ModelMetadata, TensorSpec
+from components.adapters.mlflow_model import MODEL_FILE, write_model
+from components.adapters.mlflow_tracking import METRICS_PER_BATCH, TAG, Tracking, mlflow_errors
+from components.contract import Arrays, ModelMetadata
 from components.errors import InfrastructureError
+from components.register.verify import drop_caches
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
-MODEL_FILE = "model.onnx"
 DAMAGED = "damaged"
 """Tag of a version whose bytes are no longer those that were registered."""
+DIGEST = "onnx_sha256"
+"""Tag with the digest of the registered graph: what makes two versions the same."""
+DECISION = "decision"
+"""Tag of a version that was decided upon."""
+DESCRIPTION_CHARACTERS = 5000
+"""What MLflow's column holds."""
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,14 @@ class Registry:
 
     def find(self, tags: Mapping[str, str]) -> Version | None:
         """The oldest intact version that carries all these tags."""
+        return next(iter(self._all(tags)), None)
+
+    def _all(self, tags: Mapping[str, str]) -> list[Version]:
         wanted = " and ".join(f"tags.`{TAG}{name}` = '{value}'" for name, value in tags.items())
         with mlflow_errors(self._tracking.uri):
             found = self._client.search_model_versions(f"name = '{self.model}' and {wanted}")
         intact = [version for item in found if DAMAGED not in (version := _version(item)).tags]
-        versions = sorted(intact, key=lambda version: version.number)
-        return versions[0] if versions else None
+        return sorted(intact, key=lambda version: version.number)
 
     def by_alias(self, alias: str) -> Version | None:
         """The version that an alias names, if any."""
@@ -58,7 +68,7 @@ class Registry:
             try:
                 return _version(self._client.get_model_version_by_alias(self.model, alias))
             except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                if error.error_code in _ABSENT:
                     return None
                 raise
 
@@ -70,7 +80,7 @@ class Registry:
             try:
                 return _version(self._client.get_model_version(self.model, str(number)))
             except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                if error.error_code in _ABSENT:
                     return None
                 raise
 
@@ -82,7 +92,7 @@ class Registry:
             try:
                 found = self._client.get_registered_model(self.model)
             except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                if error.error_code in _ABSENT:
                     return {}
                 raise
         return {alias: int(number) for alias, number in found.aliases.items()}
@@ -114,8 +124,11 @@ class Registry:
         example: Arrays,
         requirements: Sequence[str],
         tags: Mapping[str, str],
+        description: str = "",
+        more: Mapping[str, Path] | None = None,
+        seal: Callable[[Path, str], Mapping[str, str]] | None = None,
     ) -> Version:
-        """Log the ONNX model to the run and make it a version.
+        """Upload a version's folder as a whole, and make it a version; then :meth:`settle`.
 
         Args:
             run_id: The MLflow run that the model came from.
@@ -124,38 +137,125 @@ class Registry:
             example: Named inputs of a few rows, kept as the input example.
             requirements: What a consumer installs to load it.
             tags: Tags of the version.
+            description: Of the version, in Markdown; cut where MLflow's column ends.
+            more: Further files, by their path in the folder.
+            seal: Called with the complete folder and MLflow's address of it, before the upload;
+                gives further tags.
         """
-        import mlflow.onnx
-        import onnx
-
-        # log_model has no argument for the store: it asks the process-wide setting.
-        mlflow.set_tracking_uri(self._tracking.uri)
         with mlflow_errors(self._tracking.uri):
             run = self._client.get_run(run_id)
-            # Left to itself, log_model files it under the default experiment, in ./mlruns.
             logged = self._client.create_logged_model(
                 run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params
             )
-            info = mlflow.onnx.log_model(
-                onnx.load(onnx_file, load_external_data=False),
-                name="model",
-                run_id=run_id,
-                model_id=logged.model_id,
-                signature=_signature(metadata),
-                input_example={name: np.asarray(array) for name, array in example.items()},
-                pip_requirements=list(requirements),
-                onnx_execution_providers=["CPUExecutionProvider"],
-                save_as_external_data=False,
-            )
-            self._ensure_model(metadata.description)
+        source = f"models:/{logged.model_id}"
+        try:
+            with tempfile.TemporaryDirectory() as parent:
+                folder = Path(parent) / self.model
+                with mlflow_errors(self._tracking.uri):
+                    write_model(
+                        folder,
+                        onnx_file,
+                        logged,
+                        metadata=metadata,
+                        example=example,
+                        requirements=requirements,
+                    )
+                for name, path in (more or {}).items():
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(path, folder / name)
+                sealed = seal(folder, source) if seal else {}
+                with mlflow_errors(self._tracking.uri):
+                    self._client.log_model_artifacts(logged.model_id, str(folder))
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._client.finalize_logged_model(logged.model_id, "FAILED")
+            raise
+        self._finalize(run, logged.model_id)
+        self._ensure_model(metadata.description)
+        return self._create_version(run_id, logged.model_id, {**tags, **sealed}, description)
+
+    def _finalize(self, run: Any, model_id: str) -> None:
+        """Mark the files as complete, and let the run's page and the model's name each other."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        with mlflow_errors(self._tracking.uri):
+            self._client.finalize_logged_model(model_id, "READY")
+            self._client.log_outputs(run.info.run_id, [LoggedModelOutput(model_id, step=0)])
+            # With step and time of the run's own, MLflow does not log them to the run again.
+            metrics = [
+                Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id)
+                for m in run.data._metric_objs
+            ]
+            for start in range(0, len(metrics), METRICS_PER_BATCH):
+                batch = metrics[start : start + METRICS_PER_BATCH]
+                self._client.log_batch(run.info.run_id, metrics=batch)
+
+    def _create_version(
+        self, run_id: str, model_id: str, tags: Mapping[str, str], description: str
+    ) -> Version:
+        import mlflow
+
+        # A store of this process looks the files up through the process-wide setting.
+        mlflow.set_tracking_uri(self._tracking.uri)
+        with mlflow_errors(self._tracking.uri):
             version = self._client.create_model_version(
                 self.model,
-                info.model_uri,
+                f"models:/{model_id}",
                 run_id,
                 tags={TAG + name: value for name, value in tags.items()},
-                model_id=logged.model_id,
+                description=cut(description, DESCRIPTION_CHARACTERS) or None,
+                model_id=model_id,
             )
         return _version(version)
+
+    def settle(self, version: Version) -> Version:
+        """Of all intact versions with the same bytes only the oldest counts; give that one.
+
+        A second one comes to be when another machine registers the candidate at the same time, or
+        when the request is sent twice. Numbers only grow, so whoever is not first sees who is. Its
+        version and files are deleted, and so is what a process left that died in between; never a
+        version that has an alias, or was decided upon.
+        """
+        if DIGEST not in version.tags:
+            return version
+        first, *younger = self._all({DIGEST: version.tags[DIGEST]}) or [version]
+        taken = {*self.aliases().values()} if younger else set()
+        for other in younger:
+            idle = other.number not in taken and DECISION not in other.tags
+            if idle and (other.number == version.number or other.run_id == version.run_id):
+                self._delete(other, files=other.source != first.source)
+        return first
+
+    def twin_of(self, version: Version) -> Version | None:
+        """An older intact version with the same bytes, which this one can only be made from."""
+        same = self._all({DIGEST: version.tags.get(DIGEST, "")})
+        return next((other for other in same if other.number < version.number), None)
+
+    def claims(self, version: Version) -> dict[str, Any]:
+        """What the registry says of a version, for :func:`components.register.verify.verify_files`.
+
+        All that it takes but the folder, the settings and the digest.
+        """
+        twin = self.twin_of(version)
+        return {
+            "model": self.model,
+            "run_id": version.run_id,
+            "source": version.source,
+            "provenance_sha256": version.tags.get("provenance_sha256", ""),
+            "twin": twin.number if twin else None,
+        }
+
+    def _delete(self, version: Version, *, files: bool) -> None:
+        from mlflow.exceptions import MlflowException
+
+        with mlflow_errors(self._tracking.uri):
+            try:
+                self._client.delete_model_version(self.model, str(version.number))
+                if files:  # else a request that was sent twice has made both from the same
+                    self._client.delete_logged_model(version.source.removeprefix("models:/"))
+            except MlflowException as error:
+                if error.error_code not in _ABSENT:  # else another process has deleted it
+                    raise
 
     def download(self, version: int, into: Path) -> Path:
         """Fetch a version's files as a consumer would, and return the path of its ONNX file.
@@ -187,6 +287,7 @@ class Registry:
                 dst_path=str(into),
                 tracking_uri=self._tracking.uri,
             )
+        drop_caches(Path(folder))
         return Path(folder) / MODEL_FILE
 
     def _ensure_model(self, description: str) -> None:
@@ -198,26 +299,16 @@ class Registry:
         self._client.get_registered_model(self.model)
 
 
+def cut(markdown: str, most: int) -> str:
+    """Markdown of at most so many characters, cut before a heading or, failing that, a line."""
+    if len(markdown) <= most:
+        return markdown
+    end = "\n\n*The whole card is the file model_card.md.*\n"
+    start = markdown[: most - len(end)]
+    place = max(start.rfind("\n## "), 0) or max(start.rfind("\n"), 0) or len(start)
+    return start[:place].rstrip() + end
+
+
 def _version(item: Any) -> Version:
     tags = {k.removeprefix(TAG): v for k, v in item.tags.items() if k.startswith(TAG)}
     return Version(int(item.version), str(item.source), tags, str(item.run_id or ""))
-
-
-def _signature(metadata: ModelMetadata) -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema
-    from mlflow.types.schema import TensorSpec as MlflowTensorSpec
-
-    def schema(specs: tuple[TensorSpec, ...]) -> Schema:
-        return Schema(
-            [
-                MlflowTensorSpec(
-                    np.dtype("O" if spec.dtype == "string" else spec.dtype),
-                    tuple(-1 if isinstance(axis, str) else axis for axis in spec.shape),
-                    spec.name,
-                )
-                for spec in specs
-            ]
-        )
-
-    return ModelSignature(inputs=schema(metadata.inputs), outputs=schema(metadata.outputs))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 TAG = "assay."
-_METRICS_PER_BATCH = 1000
+METRICS_PER_BATCH = 1000
 _PARAM_CHARACTERS = 6000
 
 
@@ -227,8 +227,8 @@ class Tracking:
         now = int(time.time() * 1000)
         values = [Metric(_name_of(name), value, now, step) for name, value in metrics.items()]
         with mlflow_errors(self.uri):
-            for start in range(0, len(values), _METRICS_PER_BATCH):
-                self.client.log_batch(run_id, metrics=values[start : start + _METRICS_PER_BATCH])
+            for start in range(0, len(values), METRICS_PER_BATCH):
+                self.client.log_batch(run_id, metrics=values[start : start + METRICS_PER_BATCH])
 
     def history(self, run_id: str, metric: str) -> dict[int, float]:
         """Values of a metric by step, the last one where a step was logged again."""

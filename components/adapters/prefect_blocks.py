@@ -21,6 +21,13 @@ class AssayCredentials(Block):
         SecretStr(""), description="SQLAlchemy URL of the database that SQL sources read"
     )
 
+    signing_key: SecretStr = Field(
+        SecretStr(""), description="private key (PEM, or the path of one) that signs versions"
+    )
+    trusted_signer: str = Field(
+        "", description="public key (PEM, or its path) of signatures; else the signing key's"
+    )
+
     def settings(self) -> dict[str, Any]:
         """Values by setting name, empty ones left out."""
         values = {name: getattr(self, name) for name in type(self).model_fields}

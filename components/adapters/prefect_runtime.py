@@ -101,6 +101,19 @@ def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
         return logging.getLogger("assay")
 
 
+def flow_run_page(flow_run_id: str) -> str:
+    """The address of a flow run's page, empty unless PREFECT_UI_URL says where pages are shown.
+
+    Prefect would make up one from the server's address, which the embedded server's outlives.
+    """
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    if "ui_url" not in settings.model_fields_set or not settings.ui_url or not flow_run_id:
+        return ""
+    return f"{settings.ui_url.rstrip('/')}/runs/flow-run/{flow_run_id}"
+
+
 def publish_markdown(key: str, markdown: str, description: str) -> None:
     """Create a Prefect artifact of the current run; outside of runs there is nothing to show it.
 

@@ -8,52 +8,47 @@ Source: https://docs.pytorch.org/docs/stable/onnx_export.html, which also lists 
 fallbacks.
 """
 
-import io
-import logging
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from components.contract import Model, ModelMetadata
+from components.contract import TENSOR_DTYPES, Model, ModelMetadata, axis_lengths
 from components.errors import GateError
-from components.export.onnx_file import BATCH, METADATA_KEY, graph_failures, properties, texts, walk
+from components.export.capture import capture
+from components.export.onnx_file import (
+    BATCH,
+    METADATA_KEY,
+    graph_failures,
+    name_axes,
+    properties,
+    texts,
+    walk,
+)
+from components.export.opset import OLDEST_NATIVE, lower
 
 _LIMIT = 2**31 - 1  # protobuf's largest message, in bytes
-_CHATTY = ("torch", "onnxscript", "onnx_ir")
 _SOURCE_FILE = re.compile(r"[\w-]\.pyc?\b")
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class _Predict(nn.Module):
-    """Makes ``predict`` the entry of the graph; it calls the model, so hooks fire."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self.model.predict(*inputs)
 
 
 def export_onnx(
     model: Model, example: Sequence[Tensor], *, opset: int = 20, metadata: Mapping[str, str]
 ) -> bytes:
-    """Export ``model.predict`` as one self-contained ONNX file, its first axes named ``batch``.
+    """Export ``model.predict`` as one self-contained ONNX file, its dynamic axes named.
 
     Equal weights and arguments give equal bytes, in any process and any folder. The model's own
     metadata is always written, under :data:`METADATA_KEY`.
 
     Args:
         model: In eval mode and on the CPU; it is left as it was.
-        example: One tensor per input of the metadata, of 2 rows or more; values do not matter.
-        opset: Version of the ai.onnx operator set that the file must declare.
+        example: One tensor per input of the metadata, of 2 rows or more, and as long along other
+            dynamic axes; values do not matter.
+        opset: Version of the ai.onnx operator set that the file must declare. Below 18 the graph
+            is rewritten, as far as the older operators can say the same.
         metadata: Further properties of the file; they must not depend on time or place.
 
     Raises:
@@ -68,8 +63,10 @@ def export_onnx(
             *_property_failures(metadata, written),
         ]
     )
-    proto = _capture(model, example, described, opset)
+    proto = capture(model, example, described, opset)
+    _require(_lower(proto, opset) if opset < OLDEST_NATIVE else [])
     _clean(proto)
+    name_axes(proto.graph, described)
     for key, value in sorted(written.items()):
         proto.metadata_props.add(key=key, value=value)
     data: bytes = proto.SerializeToString(deterministic=True)
@@ -108,21 +105,34 @@ def _example_failures(example: Sequence[Tensor], metadata: ModelMetadata) -> Ite
                 f"{spec.name!r} must have {BATCH!r} as its first axis and nowhere else; got "
                 f"{spec.shape}. Mend the model's metadata"
             )
+        if spec.dtype not in TENSOR_DTYPES:
+            yield (
+                f"{spec.name!r} must be of a dtype that every engine runs, "
+                f"{' or '.join(TENSOR_DTYPES)}; got {spec.dtype}. Convert it in predict"
+            )
     if len(example) != len(metadata.inputs):
         yield (
             f"the example must have one tensor per input, {len(metadata.inputs)}; got "
             f"{len(example)}. Pass the inputs in the order of the metadata"
         )
         return
+    lengths = axis_lengths(example, metadata.inputs)
     for tensor, spec in zip(example, metadata.inputs, strict=True):
         shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-        if (shape[1:], dtype) != (spec.shape[1:], spec.dtype) or not tensor.is_cpu:
+        wanted = (lengths.get(BATCH), *spec.sized(lengths)[1:])
+        if (shape, dtype) != (wanted, spec.dtype) or not tensor.is_cpu:
             yield (
                 f"example of {spec.name!r} must be {spec.shape} {spec.dtype} on the CPU; got "
                 f"{shape} {dtype} on {tensor.device}. Encode it as the metadata says"
             )
-        elif shape[0] < 2:  # a size of 1 is taken for a constant when the graph is captured
-            yield f"example of {spec.name!r} must have 2 rows or more; got {shape[0]}. Repeat a row"
+            continue
+        for place, axis in spec.axes:
+            if shape[place] < 2:  # taken for a constant when the graph is captured
+                what = "rows" if axis == BATCH else f"steps of {axis!r}"
+                yield (
+                    f"example of {spec.name!r} must have 2 {what} or more; got {shape[place]}. "
+                    "Repeat what is there"
+                )
 
 
 def _property_failures(given: Mapping[str, str], written: Mapping[str, str]) -> Iterator[str]:
@@ -134,55 +144,16 @@ def _property_failures(given: Mapping[str, str], written: Mapping[str, str]) -> 
             )
 
 
-def _capture(
-    model: Model, example: Sequence[Tensor], metadata: ModelMetadata, opset: int
-) -> onnx.ModelProto:
-    try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                _Predict(model).eval(),
-                tuple(example),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-                opset_version=opset,
-                input_names=[spec.name for spec in metadata.inputs],
-                output_names=[spec.name for spec in metadata.outputs],
-                # A name, not a Dim: with a Dim the exporter answers a conflict with a static axis.
-                dynamic_shapes=(tuple({0: BATCH} for _ in example),),
-            )
-            assert program is not None, "dynamo=True returns a program"
-            return program.model_proto
-    except Exception as error:  # the exporter documents no closed set of errors
-        raise GateError("export", [_capture_failure(error)]) from error
-
-
-def _capture_failure(error: Exception) -> str:
-    cause = error.__cause__ or error
-    lines = [line.strip(" -") for line in _ANSI.sub("", str(cause)).splitlines()]
-    reason = " ".join(line for line in lines[:4] if line)[:400]
-    return (
-        "predict must be capturable with a batch of any size; the exporter stopped with "
-        f"{type(cause).__name__}: {reason.rstrip('.')}. Take sizes from x.shape without int(), "
-        "fold with -1, and choose between values with torch.where instead of if"
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what the exporter warns of, logs and prints; the checks on the file replace it."""
-    names = [n for n in logging.root.manager.loggerDict if n.split(".")[0] in _CHATTY]
-    levels = {name: logging.getLogger(name).level for name in {*names, *_CHATTY}}
-    void = io.StringIO()  # for the half-finished graph that torch prints when it gives up
-    with warnings.catch_warnings(), redirect_stdout(void), redirect_stderr(void):
-        warnings.simplefilter("ignore")
-        try:
-            for name in levels:
-                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+def _lower(proto: onnx.ModelProto, opset: int) -> list[str]:
+    missing = lower(proto, opset)
+    if not missing:
+        return []
+    return [
+        (
+            f"opset {opset} must have every operator of the model; {'; '.join(missing[:5])}. Ask "
+            f"for opset {OLDEST_NATIVE} or later, or express the model without them"
+        )
+    ]
 
 
 def _clean(proto: onnx.ModelProto) -> None:

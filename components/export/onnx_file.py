@@ -6,6 +6,7 @@ follow it. Known abuses are path traversal in external data and operators of for
 Source: https://github.com/onnx/onnx/blob/main/docs/IR.md and docs/ExternalData.md.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -25,18 +26,19 @@ COLUMNS_KEY = "assay.columns"
 """Property of a file that takes rows as they are: the columns, as JSON."""
 
 BATCH = "batch"
-"""Name of the dynamic axis."""
+"""Name of the first axis, which is always dynamic."""
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """Operator sets that every engine knows; another one could name native code."""
 
 _DTYPES = {
     "FLOAT": "float32",
-    "INT64": "int64",
     "DOUBLE": "float64",
-    "STRING": "string",
+    "INT64": "int64",
     "BOOL": "bool",
+    "STRING": "string",
 }
+_OF_VALUES = re.compile(r"\bu\d+\b")  # the exporter's symbols for lengths known only when run
 _TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
@@ -144,13 +146,25 @@ def _name_failures(
 def _axis_failures(
     kind: str, values: Sequence[onnx.ValueInfoProto], specs: Sequence[TensorSpec]
 ) -> Iterator[str]:
-    for value, _ in zip(values, specs, strict=True):
+    for value, spec in zip(values, specs, strict=True):
         shape = _shape(value)
-        if shape[:1] != (BATCH,):
-            yield (
-                f"axis 0 of {kind} {value.name!r} must be the dynamic axis {BATCH!r}; got {shape}. "
-                "Find what fixes the batch size in predict"
-            )
+        for place, axis in spec.axes:
+            found = shape[place] if place < len(shape) else "nothing"
+            if found != axis:
+                yield (
+                    f"axis {place} of {kind} {value.name!r} must be the dynamic axis {axis!r}; got "
+                    f"{shape}. {_axis_hint(axis, found)}"
+                )
+
+
+def _axis_hint(axis: str, found: int | str) -> str:
+    if isinstance(found, str) and _OF_VALUES.search(found):
+        return f"Its length ({found}) depends on values: mask rows instead of choosing them"
+    if axis == BATCH:
+        return "Find what fixes the batch size in predict"
+    if isinstance(found, int):
+        return f"Find what fixes its length in predict, or declare {found}"
+    return f"To the graph it is {found!r}: declare one name for what must be of one length"
 
 
 def _type_failures(
@@ -160,11 +174,30 @@ def _type_failures(
         code = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
         dtype = _DTYPES.get(code, code.lower())
         shape = _shape(value)
-        if dtype != spec.dtype or shape[1:] != spec.shape[1:]:
+        axes = zip(spec.shape, shape, strict=False)
+        fits = len(shape) == len(spec.shape) and all(isinstance(w, str) or w == n for w, n in axes)
+        if dtype != spec.dtype or not fits:
             yield (
                 f"{kind} {value.name!r} must be {spec.shape} {spec.dtype}; got {shape} {dtype}. "
                 "Mend predict or the model's metadata"
             )
+
+
+def name_axes(graph: onnx.GraphProto, metadata: ModelMetadata) -> None:
+    """Give the axes that outputs alone have their declared names, in place of expressions.
+
+    The exporter calls half a sequence ``(sequence//2)``. A length that depends on values keeps the
+    exporter's name, and so do two different lengths of one declared name.
+    """
+    known = {axis for spec in metadata.inputs for _, axis in spec.axes}
+    renamed: dict[str, str] = {}
+    for value, spec in zip(graph.output, metadata.outputs, strict=False):
+        dims = value.type.tensor_type.shape.dim
+        for place, axis in spec.axes:
+            found = dims[place].dim_param if place < len(dims) else ""
+            usable = found and axis not in known and found not in known
+            if usable and not _OF_VALUES.search(found) and renamed.setdefault(axis, found) == found:
+                dims[place].dim_param = axis
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:

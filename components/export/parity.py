@@ -17,6 +17,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -24,12 +25,20 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from components.contract import Arrays, Model, TensorSpec, check_inputs
+from components.contract import (
+    Arrays,
+    Model,
+    ModelMetadata,
+    TensorSpec,
+    axis_lengths,
+    check_inputs,
+)
 from components.errors import ContractError, GateError
+from components.export.divergence import Divergence, first_divergence
 from components.export.measures import Run, Yardstick, changed_decisions, clear_rows, measure
-from components.export.onnx_file import graph_failures
+from components.export.onnx_file import BATCH, graph_failures
 from components.export.predictors import open_session, run_session
-from components.export.probes import neighbours, probe_rows, split_batches
+from components.export.probes import neighbours, other_lengths, probe_rows, split_batches
 
 Array: TypeAlias = npt.NDArray[np.generic]
 Engine: TypeAlias = Callable[[Arrays], list[Array]]
@@ -43,6 +52,7 @@ class Case(BaseModel):
     """One output of one comparison; ``error`` is the largest absolute difference.
 
     An integer output may differ, beyond ``allowed`` = 0, only in rows that rounding can decide.
+    ``lengths`` are those of dynamic axes other than the batch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -54,16 +64,36 @@ class Case(BaseModel):
     error: float
     allowed: float
     scale: float
+    lengths: Mapping[str, int] = {}
 
 
 class ParityReport(BaseModel):
-    """Every comparison made, and every failure, in the order in which to mend them."""
+    """Every comparison made, and every failure, in the order in which to mend them.
+
+    Where values differ, ``divergence`` says where in the graph that starts.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     passed: bool
     failures: tuple[str, ...]
     cases: tuple[Case, ...]
+    divergence: Divergence | None = None
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What comparing gave so far, and the first run in which values of a graph differed."""
+
+    cases: list[Case]
+    failures: list[str]
+    unequal: dict[Optimisation, Run]
+
+    def add(self, run: Run, case: Case, failure: str | None) -> None:
+        self.cases.append(case)
+        if failure:
+            self.failures.append(failure)
+            self.unequal.setdefault(case.optimisation, run)
 
 
 @dataclass(frozen=True)
@@ -91,19 +121,24 @@ def check_parity(model: Model, onnx_model: bytes, inputs: Arrays, *, seed: int =
     """
     metadata = model.get_model_metadata()
     check_inputs(inputs, metadata.inputs)
-    if not all(array.shape[0] for array in inputs.values()):
+    if not all(array.size for array in inputs.values()):
         raise ContractError("parity needs at least one row; got none. Pass rows of the holdout.")
-    failures = graph_failures(onnx_model, metadata)
-    cases: list[Case] = []
-    if not failures:
+    found = _Findings([], graph_failures(onnx_model, metadata), {})
+    if not found.failures:
         try:
             engines = _open_engines(model, onnx_model)
-            for case, failure in _compare(engines, inputs, metadata.outputs, seed):
-                cases += [case] if case else []
-                failures += [failure] if failure else []
+            _compare(engines, inputs, metadata, seed, found)
         except ContractError as error:  # the module refuses rows, or the file does not load
-            failures.append(str(error))
-    return ParityReport(passed=not failures, failures=tuple(failures), cases=tuple(cases))
+            found.failures.append(str(error))
+    divergence = _locate(model, onnx_model, found.unequal)
+    if divergence:
+        found.failures.insert(0, divergence.sentence)
+    return ParityReport(
+        passed=not found.failures,
+        failures=tuple(found.failures),
+        cases=tuple(found.cases),
+        divergence=divergence,
+    )
 
 
 def require_parity(report: ParityReport) -> None:
@@ -113,7 +148,18 @@ def require_parity(report: ParityReport) -> None:
         GateError: The report holds failures.
     """
     if not report.passed:
-        raise GateError("export", report.failures)
+        place = report.divergence
+        raise GateError("export", report.failures, culprit=place.culprit if place else None)
+
+
+def _locate(
+    model: Model, onnx_model: bytes, unequal: Mapping[Optimisation, Run]
+) -> Divergence | None:
+    if not unequal:
+        return None
+    if "disabled" not in unequal:
+        return Divergence.of_optimisation()
+    return first_divergence(model, onnx_model, unequal["disabled"].rows)
 
 
 def _open_engines(model: Model, onnx_model: bytes) -> _Engines:
@@ -142,43 +188,46 @@ def run_module(model: Model, widen: bool, rows: Arrays) -> list[Array]:
             outputs = model.predict(*map(torch.from_numpy, arrays))
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ContractError(
-            f"predict must run in float32 and in float64; with a batch of {arrays[0].shape[0]} it "
-            f"failed: {error}. Take dtypes from the inputs or the weights."
+            "predict must run in float32 and in float64; with inputs of the shapes "
+            f"{[array.shape for array in arrays]} it failed: {error}. Take dtypes from the inputs "
+            "or the weights, and sizes from x.shape."
         ) from error
     return [output.numpy() for output in outputs]
 
 
 def _compare(
-    engines: _Engines, inputs: Arrays, specs: Sequence[TensorSpec], seed: int
-) -> Iterator[tuple[Case | None, str | None]]:
+    engines: _Engines, inputs: Arrays, metadata: ModelMetadata, seed: int, found: _Findings
+) -> None:
     rng = np.random.default_rng(seed)
+    specs = metadata.outputs
     floor = [Yardstick() for _ in specs]
     for kind, rows in probe_rows(inputs, rng):
-        runs = [_run(engines, kind, batch, specs) for batch in split_batches(rows)]
+        batches = chain(split_batches(rows), other_lengths(rows, metadata.inputs))
+        runs = [_run(engines, kind, batch, metadata) for batch in batches]
         near = [neighbours(rows, rng) for _ in range(RESAMPLES)]
-        samples = runs + [_run(engines, kind, moved, specs) for moved in near]
+        samples = runs + [_run(engines, kind, moved, metadata) for moved in near]
         yardsticks = [measure(samples, i, least) for i, least in enumerate(floor)]
         if kind == "real":
             floor = yardsticks
         for spec, yardstick in zip(specs, yardsticks, strict=True):
-            yield None, _vacuous(kind, spec, yardstick)
+            found.failures.extend(_vacuous(kind, spec, yardstick))
         for run in runs:
             for level, graph in engines.graph.items():
-                yield from _judge(run, level, graph, specs, yardsticks)
+                _judge(run, level, graph, metadata, yardsticks, found)
 
 
-def _run(engines: _Engines, kind: str, rows: Arrays, specs: Sequence[TensorSpec]) -> Run:
+def _run(engines: _Engines, kind: str, rows: Arrays, metadata: ModelMetadata) -> Run:
     run = Run(kind, rows, engines.float64(rows), engines.float32(rows))
-    if fault := _type_fault(run.float32, specs, run.size):
+    if fault := _type_fault(run.float32, run, metadata):
         raise ContractError(f"the module: {fault}.")
     return run
 
 
-def _vacuous(kind: str, spec: TensorSpec, yardstick: Yardstick) -> str | None:
+def _vacuous(kind: str, spec: TensorSpec, yardstick: Yardstick) -> Iterator[str]:
     bound = _VACUOUS * yardstick.scale
     if kind == "large" or spec.dtype == "int64" or yardstick.error <= bound:
-        return None
-    return (
+        return
+    yield (
         f"{kind} rows: output {spec.name!r} of the module in float32 must be within {bound:.3g} of "
         f"itself in float64, or nothing can be compared; got {yardstick.error:.3g}. Look for a "
         "jump or a cancellation in predict"
@@ -189,20 +238,23 @@ def _judge(
     run: Run,
     level: Optimisation,
     graph: Engine,
-    specs: Sequence[TensorSpec],
+    metadata: ModelMetadata,
     yardsticks: Sequence[Yardstick],
-) -> Iterator[tuple[Case | None, str | None]]:
-    where = f"{run.kind} rows, batch {run.size}, optimisation {level}"
+    found: _Findings,
+) -> None:
+    lengths = _other_lengths(run, metadata)
+    sizes = [f"batch {run.size}", *(f"{axis} {length}" for axis, length in lengths.items())]
+    where = f"{run.kind} rows, {', '.join(sizes)}, optimisation {level}"
     try:
         outputs = graph(run.rows)
     except ContractError as refusal:
-        yield None, f"{where}: {refusal}"
+        found.failures.append(f"{where}: {refusal}")
         return
-    if fault := _type_fault(outputs, specs, run.size):
-        yield None, f"{where}: {fault}"
+    if fault := _type_fault(outputs, run, metadata):
+        found.failures.append(f"{where}: {fault}")
         return
-    clear = clear_rows(run, specs, yardsticks)
-    for index, (spec, yardstick) in enumerate(zip(specs, yardsticks, strict=True)):
+    clear = clear_rows(run, metadata.outputs, yardsticks)
+    for index, (spec, yardstick) in enumerate(zip(metadata.outputs, yardsticks, strict=True)):
         whole = spec.dtype == "int64"
         gaps = run.differences(index, outputs)
         error = float((gaps[clear] if whole else gaps).max(initial=0.0))
@@ -215,11 +267,18 @@ def _judge(
             error=error,
             allowed=allowed,
             scale=yardstick.scale,
+            lengths=lengths,
         )
-        yield case, _value_fault(where, case)
+        found.add(run, case, _value_fault(where, case))
         if not whole:
             changed = changed_decisions(run, index, outputs, yardstick.allowed)
-            yield None, _decision_fault(where, spec, changed)
+            found.failures.extend(_decision_fault(where, spec, changed))
+
+
+def _other_lengths(run: Run, metadata: ModelMetadata) -> dict[str, int]:
+    arrays = [run.rows[spec.name] for spec in metadata.inputs]
+    lengths = axis_lengths(arrays, metadata.inputs)
+    return {axis: length for axis, length in lengths.items() if axis != BATCH}
 
 
 def _value_fault(where: str, case: Case) -> str | None:
@@ -228,21 +287,25 @@ def _value_fault(where: str, case: Case) -> str | None:
     return (
         f"{where}: output {case.output!r} must be within {case.allowed:.3g} of the float64 module; "
         f"got {case.error:.3g} (scale {case.scale:.3g}). Export this module again, or look in "
-        "predict for a branch on the batch size"
+        f"predict for a branch on the {' or on the length of '.join(['batch size', *case.lengths])}"
     )
 
 
-def _decision_fault(where: str, spec: TensorSpec, changed: int) -> str | None:
+def _decision_fault(where: str, spec: TensorSpec, changed: int) -> Iterator[str]:
     if not changed:
-        return None
-    return (
+        return
+    yield (
         f"{where}: output {spec.name!r} must decide as the module does outside the error margin; "
         f"{changed} rows do not. Look at the errors of the same case"
     )
 
 
-def _type_fault(outputs: Sequence[Array], specs: Sequence[TensorSpec], size: int) -> str | None:
-    wanted = [(spec.name, spec.dtype, (size, *spec.shape[1:])) for spec in specs]
+def _type_fault(outputs: Sequence[Array], run: Run, metadata: ModelMetadata) -> str | None:
+    specs = metadata.outputs
+    # An axis that no input has is as long as the module makes it.
+    made, given = axis_lengths(run.float32, specs), _other_lengths(run, metadata)
+    lengths = {**made, **given, BATCH: run.size}
+    wanted = [(spec.name, spec.dtype, spec.sized(lengths)) for spec in specs]
     names = [spec.name for spec in specs]
     found = [(n, o.dtype.name, o.shape) for n, o in zip(names, outputs, strict=False)]
     if found == wanted and len(outputs) == len(specs):

@@ -5,9 +5,8 @@ Legend: B = batch, the number of rows asked for.
 Source of the session options: https://onnxruntime.ai/docs/performance/tune-performance/threading
 """
 
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -19,17 +18,10 @@ import torch
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ValidationError
 
-from components.contract import (
-    Arrays,
-    Model,
-    ModelMetadata,
-    Predictor,
-    TensorSpec,
-    check_inputs,
-    dtype_of,
-)
+from components.contract import Arrays, Model, ModelMetadata, Predictor
 from components.data.encoding import Encoding
 from components.errors import ContractError, InfrastructureError
+from components.export.chunks import predict_in_chunks
 from components.export.onnx_file import (
     COLUMNS_KEY,
     ENCODING_KEY,
@@ -44,10 +36,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.generic]
 Value = TypeVar("Value", bound=BaseModel)
-
-CHUNK_ROWS = 65_536
-CHUNK_VALUES = 1 << 22
-"""An engine sees at most this many rows, and about this many input values, at a time."""
 
 _FATAL = 4  # the severity above which onnxruntime logs; its errors still raise
 _WARNING = 2  # onnxruntime's own default
@@ -77,7 +65,7 @@ class TorchPredictor(Predictor):
             ContractError: An input or an output is not as the metadata says, or the module refused
                 the values, such as a category outside its embedding.
         """
-        return _predict_in_chunks(inputs, self._metadata, self._run)
+        return predict_in_chunks(inputs, self._metadata, self._run)
 
     def _run(self, chunk: Sequence[Array]) -> list[Array]:
         tensors = chain(self._model.parameters(), self._model.buffers())
@@ -138,7 +126,7 @@ class OnnxPredictor(Predictor):
             ContractError: An input or an output is not as the metadata says, or the graph refused
                 the values, such as a category outside its embedding.
         """
-        return _predict_in_chunks(inputs, self._metadata, self._run)
+        return predict_in_chunks(inputs, self._metadata, self._run)
 
     def _run(self, chunk: Sequence[Array]) -> list[Array]:
         names = [spec.name for spec in self._metadata.inputs]
@@ -195,7 +183,8 @@ def run_session(session: "ort.InferenceSession", inputs: Arrays) -> list[Array]:
         outputs: list[Array] = session.run(None, dict(inputs))
     except Exception as error:  # onnxruntime's errors have no base of their own
         raise ContractError(_refusal("the graph", error)) from error
-    return [o.astype(np.str_) if o.dtype.hasobject else o for o in outputs]  # text comes as objects
+    # Text comes as Python objects.
+    return [a.astype("U") if a.dtype.hasobject else a for a in outputs]
 
 
 def _import_onnxruntime() -> Any:
@@ -255,50 +244,6 @@ def _parse(kind: type[Value], held: dict[str, str], key: str) -> Value:
             f"{error.error_count()} faults, the first {error.errors()[0]['msg']!r} at "
             f"{error.errors()[0]['loc']}. Export the file with this version of assay."
         ) from error
-
-
-def _predict_in_chunks(
-    inputs: Arrays, metadata: ModelMetadata, run: Callable[[Sequence[Array]], list[Array]]
-) -> dict[str, Array]:
-    check_inputs(inputs, metadata.inputs)
-    rows = inputs[metadata.inputs[0].name].shape[0]
-    values = sum(math.prod(_static(spec)) for spec in metadata.inputs)
-    step = max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(1, values)))
-    parts: list[list[Array]] = [[_empty(spec)] for spec in metadata.outputs]
-    for start in range(0, rows, step):
-        # A copy of its own: contiguous, writable and in native byte order, whatever came in.
-        chunk = [
-            np.array(inputs[spec.name][start : start + step], dtype=_numpy(spec), order="C")
-            for spec in metadata.inputs
-        ]
-        outputs = run(chunk)
-        _check_outputs(outputs, metadata.outputs, chunk[0].shape[0])
-        for part, output in zip(parts, outputs, strict=True):
-            part.append(output)
-    names = [spec.name for spec in metadata.outputs]
-    return {name: np.concatenate(part) for name, part in zip(names, parts, strict=True)}
-
-
-def _empty(spec: TensorSpec) -> Array:
-    return np.empty([0, *_static(spec)], dtype=_numpy(spec))
-
-
-def _numpy(spec: TensorSpec) -> str:
-    return "str" if spec.dtype == "string" else spec.dtype
-
-
-def _static(spec: TensorSpec) -> list[int]:
-    return [int(size) for size in spec.shape[1:]]
-
-
-def _check_outputs(outputs: Sequence[Array], specs: Sequence[TensorSpec], rows: int) -> None:
-    wanted = [(spec.dtype, (rows, *spec.shape[1:])) for spec in specs]
-    found = [(dtype_of(output), output.shape) for output in outputs]
-    if found != wanted:
-        raise ContractError(
-            f"outputs {[spec.name for spec in specs]} must be {wanted}; got {found}. "
-            "Mend predict or the model's metadata."
-        )
 
 
 def _refusal(who: str, error: Exception) -> str:

@@ -3,14 +3,18 @@
 Legend: N = rows given, B = rows made, X = an input's other axes; a place is one index of X.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from components.contract import Arrays
+from components.contract import Arrays, TensorSpec
+from components.export.onnx_file import BATCH
 
 Array = npt.NDArray[np.generic]
+
+LENGTHS = (1, 2, 5, 9)
+"""Lengths of other dynamic axes at which graphs go wrong, for the same reasons."""
 
 BATCHES = (1, 2, 3, 7, 1024)
 """Batch sizes at which graphs go wrong: one, even, odd, and larger than any tile or vector."""
@@ -51,6 +55,30 @@ def split_batches(rows: Arrays) -> Iterator[Arrays]:
         start = start if start + size <= _ROWS else 0
         yield {name: array[start : start + size] for name, array in rows.items()}
         start += size
+
+
+def stretched(rows: Arrays, specs: Sequence[TensorSpec], lengths: Mapping[str, int]) -> Arrays:
+    """Cut or repeat arrays along their dynamic axes until they have these lengths."""
+    return {spec.name: _resize(rows[spec.name], spec, lengths) for spec in specs}
+
+
+def other_lengths(rows: Arrays, specs: Sequence[TensorSpec]) -> Iterator[Arrays]:
+    """Yield small batches at each of :data:`LENGTHS`, if there is a dynamic axis but the batch.
+
+    Several axes have different lengths at a time, so that none passes for another.
+    """
+    axes = dict.fromkeys(axis for spec in specs for _, axis in spec.axes if axis != BATCH)
+    for turn in range(len(LENGTHS) if axes else 0):
+        lengths = {a: LENGTHS[(turn + at) % len(LENGTHS)] for at, a in enumerate(axes)}
+        for size in (1, 3):
+            yield stretched(rows, specs, {**lengths, BATCH: size})
+
+
+def _resize(array: Array, spec: TensorSpec, lengths: Mapping[str, int]) -> Array:
+    for place, axis in spec.axes:
+        if axis in lengths:
+            array = array.take(np.arange(lengths[axis]) % array.shape[place], axis=place)
+    return np.ascontiguousarray(array)
 
 
 def neighbours(rows: Arrays, rng: np.random.Generator) -> Arrays:

@@ -73,7 +73,10 @@ def registered_metadata(described: ModelMetadata, columns: RawColumns) -> ModelM
     Raises:
         GateError: A column, an output and the label cannot be told apart by name.
     """
-    inputs, outputs = columns.specs(), described.outputs
+    folded = {item.column for item in columns.folded}
+    as_declared = {spec.name: spec for spec in described.inputs if spec.name in folded}
+    inputs = tuple(as_declared.get(spec.name, spec) for spec in columns.specs())
+    outputs = described.outputs
     if label_source(described) is not None:
         spec = TensorSpec(name=LABEL, dtype="string", shape=_label_shape(described))
         outputs = (*outputs, spec)

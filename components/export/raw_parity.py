@@ -221,7 +221,7 @@ def _zeros(table: pa.Table, name: str) -> pa.Array:
     kind = table.schema.field(name).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return pa.array([""] * table.num_rows, kind)
-    if pa.types.is_dictionary(kind):
+    if pa.types.is_dictionary(kind) or pa.types.is_temporal(kind):
         return table.column(name).combine_chunks()
     return pa.array(np.zeros(table.num_rows, np.int8)).cast(pa.int64()).cast(kind, safe=False)
 

@@ -8,9 +8,19 @@ from components.records import ExportedModel
 RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
 
-def version_tags(exported: ExportedModel) -> dict[str, str]:
-    """Lineage of a version: data, code, configuration and bytes."""
+def version_tags(
+    exported: ExportedModel, *, parent: str = "", flow_run_id: str = "", flow_run_url: str = ""
+) -> dict[str, str]:
+    """Lineage of a version: data, code, configuration, bytes, and what led to it.
+
+    Args:
+        exported: The candidate.
+        parent: The champion at that moment, empty if there was none.
+        flow_run_id: The Prefect flow run.
+        flow_run_url: Its page, empty where there is none.
+    """
     job = exported.validated.trained.job
+    known = {"parent_champion": parent, "flow_run_id": flow_run_id, "flow_run_url": flow_run_url}
     return {
         "onnx_sha256": exported.onnx.sha256,
         "data_fingerprint": job.data_fingerprint,
@@ -20,6 +30,7 @@ def version_tags(exported: ExportedModel) -> dict[str, str]:
         "as_of": str(job.as_of),
         "window": job.window,
         "seed": str(job.seed),
+        **{name: value for name, value in known.items() if value},
     }
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from components.contract import Arrays, Model, instantiate
+from components.contract import Arrays, Model, admit, instantiate
 from components.data.encoding import Encoding, fit_encoding
 from components.data.snapshot import Snapshot
 from components.data.statistics import Statistics
@@ -144,7 +144,7 @@ def build_model(pipeline: Pipeline, encoding: Encoding, config: TrainConfig) -> 
     model = instantiate(pipeline.model, encoding, config)
     declared = model.get_model_metadata().inputs
     wanted, found = encoding.specs(), tuple(spec.unitless for spec in declared)
-    if wanted != found:
+    if not admit(found, wanted):
         raise ContractError(
             f"{type(model).__name__}.get_model_metadata must declare the inputs that the features "
             f"encode, {[s.model_dump() for s in wanted]}; got {[s.model_dump() for s in found]}."

@@ -3,12 +3,12 @@
 Legend: B = rows of a batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from components.conformance import describe_faults, missing_members, mistyped_members
-from components.contract import Model, ModelMetadata, TensorSpec
+from components.contract import TENSOR_DTYPES, Model, ModelMetadata, TensorSpec, axis_lengths
 from components.validate.contract_report import (
     Finding,
     NoAnswerError,
@@ -55,6 +55,10 @@ def metadata_schema(subject: Subject) -> list[Finding]:
     for spec in specs:
         if spec.shape[:1] != ("batch",) or "batch" in spec.shape[1:]:
             faults.append(f"{spec.name!r} must have 'batch' as its first axis only: {spec.shape}.")
+        if not all(axis.isidentifier() for _, axis in spec.axes):
+            faults.append(f"dynamic axes of {spec.name!r} must have words as names: {spec.shape}.")
+        if spec.dtype not in TENSOR_DTYPES:
+            faults.append(f"{spec.name!r} must be {' or '.join(TENSOR_DTYPES)}; got {spec.dtype}.")
         if spec.unit != spec.unit.strip() or not spec.unit.isprintable():
             faults.append(f"the unit of {spec.name!r} must be a printable word; got {spec.unit!r}.")
     if twice := _repeated(metadata.classes):
@@ -87,7 +91,7 @@ def inputs_fit(subject: Subject) -> list[Finding]:
     for rows in subject.batches:
         if len(rows) != len(specs):
             faults.append(f"inputs of the metadata are {len(specs)}, tensors of a row {len(rows)}")
-        faults += [f"input {words}" for words in _misfits(rows, specs, len(rows[0]))]
+        faults += [f"input {words}" for words in _misfits(rows, specs, axis_lengths(rows, specs))]
     hint = ". Check get_model_metadata against the pipeline's encoding."
     return [Finding(fault + hint, "") for fault in faults]
 
@@ -102,7 +106,8 @@ def outputs_fit(subject: Subject) -> Iterable[Finding]:
         faults = []
         if len(outputs) != len(specs):
             faults.append(f"outputs of the metadata are {len(specs)}, of predict {len(outputs)}")
-        faults += [f"output {words}" for words in _misfits(outputs, specs, count)]
+        lengths = {**axis_lengths(outputs, specs), **axis_lengths(rows, subject.metadata().inputs)}
+        faults += [f"output {words}" for words in _misfits(outputs, specs, lengths)]
         faults += _improbable(outputs, specs)
         if not logits.is_floating_point() or logits.shape[:1] != (count,):
             got = f"{tuple(logits.shape)} {_dtype(logits)}"
@@ -129,9 +134,11 @@ def _improbable(outputs: Rows, specs: Sequence[TensorSpec]) -> Iterator[str]:
             yield f"output {spec.name!r} has the unit probability; got {low:.3g} to {high:.3g}"
 
 
-def _misfits(tensors: Rows, specs: Sequence[TensorSpec], count: int) -> Iterator[str]:
+def _misfits(
+    tensors: Rows, specs: Sequence[TensorSpec], lengths: Mapping[str, int]
+) -> Iterator[str]:
     for tensor, spec in zip(tensors, specs, strict=False):
-        wanted = tuple(count if axis == "batch" else axis for axis in spec.shape)
+        wanted, count = spec.sized(lengths), lengths["batch"]
         if tuple(tensor.shape) != wanted or _dtype(tensor) != spec.dtype:
             got = f"{tuple(tensor.shape)} {_dtype(tensor)}"
             yield f"{spec.name!r} must be {wanted} {spec.dtype} for {count} rows; got {got}"

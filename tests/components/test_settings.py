@@ -154,7 +154,9 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_field_that_sounds_secret_is_wrapped() -> None:
     sounding = {
-        n for n in Settings.model_fields if re.search("password|token|api_key|signing_key|database_url", n)
+        n
+        for n in Settings.model_fields
+        if re.search("password|token|api_key|signing_key|database_url", n)
     }
     wrapped = {n for n, f in Settings.model_fields.items() if f.annotation is SecretStr}
     assert sounding == wrapped != set()

@@ -258,7 +258,7 @@ def test_metadata_of_another_dtype_or_shape_is_refused() -> None:
         export_small(Small(identity, dtype="int64"))
     with pytest.raises(GateError, match=r"must be \('batch', 4\) float32; got \('batch', 3\)"):
         export_small(Small(identity, shape=("batch", 4)))
-    with pytest.raises(GateError, match=r"float32; got .* double"):
+    with pytest.raises(GateError, match=r"float32; got .* float64"):
         export_small(Small(lambda logits: logits.double()))
 
 
@@ -347,7 +347,7 @@ def tampered() -> Iterator[tuple[str, Callable[[onnx.ModelProto], None], str]]:
     yield "renamed axis", rename_axis, r"axis 0 of input 'numeric' .*got \('N', 5\)"
     yield "fixed axis", fix_axis, r"axis 0 of input 'categorical' .*got \(2, 3\)"
     yield "free axis", free_axis, r"'probabilities' must be .*got \('batch', 'classes'\)"
-    yield "other dtype", retype, r"'logits' must be .*got \('batch', 3\) double"
+    yield "other dtype", retype, r"'logits' must be .*got \('batch', 3\) float64"
     yield "foreign operator", domain, r"got \['com.example'\]"
     yield "foreign operator set", declare, r"got \['com.microsoft'\]"
     yield "external data", external, "all data must be inside the file"
@@ -377,13 +377,13 @@ def test_bytes_that_are_no_protobuf_are_refused(described: ModelMetadata) -> Non
 def test_what_the_exporter_writes_is_verified_not_believed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    capture = onnx_export._capture
+    capture = onnx_export.capture
 
     def keeps_another_opset(*args: object) -> onnx.ModelProto:
         proto = capture(*args)  # type: ignore[arg-type]
         proto.opset_import[0].version = 18
         return proto
 
-    monkeypatch.setattr(onnx_export, "_capture", keeps_another_opset)
+    monkeypatch.setattr(onnx_export, "capture", keeps_another_opset)
     with pytest.raises(GateError, match=r"must declare opset 20; got \[18\]"):
         export_small(Small(identity))

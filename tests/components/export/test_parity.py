@@ -120,7 +120,9 @@ def test_a_tampered_weight_is_found_with_measured_and_allowed(
     assert not report.passed
     failing = [c for c in report.cases if c.error > c.allowed]
     assert {"real", "zeros", "missing", "random"} <= {c.case for c in failing}
-    assert len(failing) == len(report.failures)
+    assert len(failing) + 1 == len(report.failures)
+    assert report.divergence is not None
+    assert report.failures[0] == report.divergence.sentence
     first = next(c for c in failing if c.batch == 1)
     words = (
         f"{first.case} rows, batch 1, optimisation {first.optimisation}: output {first.output!r} "
@@ -130,6 +132,7 @@ def test_a_tampered_weight_is_found_with_measured_and_allowed(
     with pytest.raises(GateError) as caught:
         require_parity(report)
     assert (caught.value.stage, caught.value.failures) == ("export", report.failures)
+    assert caught.value.culprit == "net.3"
 
 
 def test_one_part_in_a_thousand_of_one_weight_is_found(
@@ -194,7 +197,8 @@ def test_a_model_that_specialises_on_a_batch_of_one_is_found(numbers: Arrays) ->
     model = Small(lambda logits: logits * 2 if logits.shape[0] == 1 else logits)
     report = check_parity(model, exported_small(model), numbers)
     assert {c.batch for c in report.cases if c.error > c.allowed} == {1}
-    assert "branch on the batch size" in report.failures[0]
+    assert "a choice that the export has fixed" in report.failures[0]
+    assert "branch on the batch size" in report.failures[1]
 
 
 def test_a_graph_that_fixes_the_batch_inside_is_found(numbers: Arrays) -> None:

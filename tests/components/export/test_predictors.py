@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,10 @@ import torch
 from onnx import external_data_helper
 from torch import nn
 
-from components.contract import Arrays, Model, Predictor
+from components.contract import Arrays, Model, Predictor, TensorSpec
 from components.data.encoding import Encoding
 from components.errors import ContractError, InfrastructureError
-from components.export import predictors
+from components.export import chunks, predictors
 from components.export.predictors import OnnxPredictor, TorchPredictor
 
 
@@ -54,15 +54,17 @@ def test_chunks_change_nothing(
 ) -> None:
     whole = predictor.predict(rows)
     seen: list[int] = []
-    check = predictors._check_outputs
+    check = chunks._check_outputs
 
-    def count(outputs: list[np.ndarray], specs: tuple[object, ...], size: int) -> None:
-        seen.append(size)
-        check(outputs, specs, size)  # type: ignore[arg-type]
+    def count(
+        outputs: list[np.ndarray], specs: tuple[TensorSpec, ...], lengths: Mapping[str, int]
+    ) -> None:
+        seen.append(lengths["batch"])
+        check(outputs, specs, lengths)
 
-    monkeypatch.setattr(predictors, "_check_outputs", count)
+    monkeypatch.setattr(chunks, "_check_outputs", count)
     for name, value in (("CHUNK_ROWS", 128), ("CHUNK_VALUES", 8 * 128 + 7)):
-        monkeypatch.setattr(predictors, name, value)
+        monkeypatch.setattr(chunks, name, value)
         seen.clear()
         for key, array in predictor.predict(rows).items():
             np.testing.assert_allclose(array, whole[key], rtol=1e-5, atol=1e-6)
@@ -72,7 +74,7 @@ def test_chunks_change_nothing(
 def test_a_row_wider_than_a_chunk_goes_alone(
     predictor: Predictor, rows: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictors, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 1)
     assert predictor.predict({k: a[:3] for k, a in rows.items()})["logits"].shape == (3, 3)
 
 

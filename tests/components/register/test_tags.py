@@ -1,12 +1,12 @@
 """What a version says of itself, and what its consumers are told to install."""
 
-from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
+from support.records import exported_model
 
 from components.errors import ConfigError
-from components.records import Artifact, ExportedModel, Job, Stage, TrainedModel, ValidatedModel
+from components.records import ExportedModel
 from components.register import tags
 from components.register.tags import (
     RUNTIMES,
@@ -18,56 +18,7 @@ from components.register.tags import (
 
 @pytest.fixture
 def exported() -> ExportedModel:
-    stage = Stage(seconds=1, flow_run_id="flow")
-    job = Job(
-        pipeline="digits",
-        as_of=date(2014, 1, 1),
-        window="train a, hold out b",
-        seed=3,
-        config={},
-        data_fingerprint="data",
-        code_digest="code",
-        code_revision="abc+changes",
-        config_digest="config",
-        rows={},
-        excluded={},
-    )
-
-    def artifact(name: str) -> Artifact:
-        return Artifact(uri=f"runs:/run/{name}", sha256=f"sha of {name}", size=1)
-
-    trained = TrainedModel(
-        job=job,
-        run_id="run",
-        weights=artifact("weights"),
-        encoding=artifact("encoding"),
-        device="cpu",
-        environment={"torch": "2.13.0"},
-        epochs=1,
-        best_epoch=1,
-        train_loss=0,
-        validation_loss=0,
-        stage=stage,
-    )
-    validated = ValidatedModel(
-        trained=trained,
-        metrics={},
-        contract_report=artifact("contract"),
-        gradient_report=artifact("gradients"),
-        gates_report=artifact("gates"),
-        leakage_report=artifact("leakage"),
-        source_report=artifact("source"),
-        page=artifact("page"),
-        stage=stage,
-    )
-    return ExportedModel(
-        validated=validated,
-        onnx=artifact("onnx"),
-        golden=artifact("golden"),
-        parity_report=artifact("parity"),
-        opset=18,
-        stage=stage,
-    )
+    return exported_model()
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -92,6 +43,16 @@ def test_a_version_says_where_it_came_from(exported: ExportedModel) -> None:
         "as_of": "2014-01-01",
         "window": "train a, hold out b",
         "seed": "3",
+    }
+
+
+def test_what_led_to_a_version_is_told_where_it_is_known(exported: ExportedModel) -> None:
+    told = version_tags(exported, parent="digits/3", flow_run_id="f", flow_run_url="http://ui/f")
+    assert told == {
+        **version_tags(exported),
+        "parent_champion": "digits/3",
+        "flow_run_id": "f",
+        "flow_run_url": "http://ui/f",
     }
 
 
