@@ -8,6 +8,8 @@ STATE := $(abspath $(or $(ASSAY_HOME),.assay))
 STAMP := $(VENV)/.installed
 ENGINES := .engines/node_modules/.installed
 NPM := $(shell command -v npm 2>/dev/null)
+# Processes that share out the tests; 1 runs them in pytest's own.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -45,7 +47,7 @@ test: setup $(if $(NPM),$(ENGINES)) ## everything that must hold: style, types, 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=$(patsubst 1,0,$(WORKERS))
 
 kill-test: setup ## SIGKILL at 30 random moments of a run; it must end with the same bytes
 	$(BIN)/python tests/reliability/kill_training.py --kills 30

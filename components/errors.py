@@ -7,6 +7,7 @@
     │   └── ContractError              a component breaks its interface before anything ran
     ├── GateError              exit 3  a gate looked at the candidate and said no
     └── InfrastructureError    exit 1  a server, a disk or a device failed
+        └── ConflictError              another process moved the champion first
 
 Every message names the rule, what arrived, and the next step. A gate's refusal carries its stage
 and every failure found, so that it can be shown, logged and tagged.
@@ -45,6 +46,10 @@ class ContractError(UsageError):
 
 class InfrastructureError(AssayError):
     """A server, a disk or a device that assay depends on failed."""
+
+
+class ConflictError(InfrastructureError):
+    """Another process moved the champion between a decision and the move that follows from it."""
 
 
 class GateError(AssayError):

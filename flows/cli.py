@@ -32,6 +32,12 @@ VERIFY_EXIT_CODES = """exit status:
   2  usage or configuration: the component cannot be imported or built, for example
   1  infrastructure"""
 
+PROMOTION_EXIT_CODES = """exit status:
+  0  done
+  3  the version was rejected, or its proof failed; nothing was changed
+  2  usage or configuration: no such version, for example
+  1  infrastructure, or another process moved the champion meanwhile"""
+
 _NOTHING = "nothing was changed"
 _KEPT = {"run": "finished stages are kept, run the same command to go on"}
 
@@ -126,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="end stdout with one JSON object")
     _add_reproduce(commands)
     _add_verify(commands)
+    _add_promotion(commands)
     _add_page(commands)
     commands.add_parser("pipelines", help="list the registered pipelines")
     commands.add_parser("doctor", help="check versions, devices, settings and servers")
@@ -166,6 +173,33 @@ def _add_verify(commands: "argparse._SubParsersAction[_Parser]") -> None:
     verify.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _add_promotion(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    def add(command: str, text: str) -> _Parser:
+        parser = commands.add_parser(
+            command,
+            help=text,
+            epilog=PROMOTION_EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("model", metavar="MODEL", help="a registered model: flights")
+        return parser
+
+    why = "why; it is kept in the model's history"
+    promote = add("promote", "prove a registered version anew and make it champion")
+    promote.add_argument("version", type=_number, metavar="VERSION", help="its number")
+    promote.add_argument("--reason", required=True, metavar="TEXT", help=why)
+    rollback = add("rollback", "prove an earlier champion anew and make it champion again")
+    rollback.add_argument(
+        "--to",
+        type=_number,
+        metavar="VERSION",
+        help="the version to return to; else the champion before the present one",
+    )
+    rollback.add_argument("--reason", required=True, metavar="TEXT", help=why)
+    history = add("history", "who was champion, when and why")
+    history.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _add_page(commands: "argparse._SubParsersAction[_Parser]") -> None:
     page = commands.add_parser(
         "page", help="write a page that predicts with a registered version in the browser"
@@ -203,6 +237,18 @@ def dispatch(arguments: argparse.Namespace) -> int:
             from flows.verify import verify
 
             return verify(arguments.component, as_json=arguments.json)
+        case "promote":
+            from flows.promotion import promote
+
+            return promote(arguments.model, arguments.version, arguments.reason)
+        case "rollback":
+            from flows.promotion import rollback
+
+            return rollback(arguments.model, arguments.to, arguments.reason)
+        case "history":
+            from flows.promotion import history
+
+            return history(arguments.model, as_json=arguments.json)
         case "page":
             from flows.page import page
 
@@ -234,6 +280,12 @@ def _date(text: str) -> date:
         raise argparse.ArgumentTypeError(
             f"must be a date such as 2014-01-01; got {text!r}"
         ) from None
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 0 < int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"must be a version's number such as 3; got {text!r}")
+    return int(text)
 
 
 def _say(text: str) -> None:

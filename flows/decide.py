@@ -6,6 +6,7 @@ from components.adapters.prefect_runtime import enter_flow
 from components.records import Decision, SmokeTestedModel
 from flows.parameters import RunId
 from tasks import decide as stage
+from tasks.release import proving
 from tasks.resume import find_record
 
 
@@ -13,4 +14,6 @@ from tasks.resume import find_record
 def decide(run_id: RunId) -> Decision:
     """Compare a proved version with the present champion again."""
     enter_flow()
-    return stage.decide(find_record(SmokeTestedModel, "smoke_test", run_id))
+    tested = find_record(SmokeTestedModel, "smoke_test", run_id)
+    with proving(tested.registered):
+        return stage.decide(tested)

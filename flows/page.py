@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from components.adapters.mlflow_registry import MODEL_FILE
+from components.adapters.mlflow_model import MODEL_FILE
 from components.digest import digest_file
 from components.errors import ConfigError, InfrastructureError
 from components.settings import load_settings

@@ -36,3 +36,9 @@ TrainInto = Annotated[
 RunId = Annotated[
     str, Field(min_length=1), Described("MLflow run that holds the stage before this one")
 ]
+ModelName = Annotated[str, Field(min_length=1), Described("registered model, for example flights")]
+VersionNumber = Annotated[int, Field(ge=1), Described("version to make champion")]
+EarlierVersion = Annotated[
+    int, Field(ge=0), Described("version to return to; 0 is the champion before the present one")
+]
+Reason = Annotated[str, Field(min_length=1), Described("why; it is kept in the model's history")]

@@ -1,6 +1,7 @@
 """The flow ``retrain``: its body is the diagram."""
 
 from prefect import flow
+from prefect.transactions import transaction
 
 from components.adapters.prefect_runtime import enter_flow
 from components.plan import DEFAULT_AS_OF
@@ -31,6 +32,7 @@ def retrain(
     trained = train(job)
     validated = validate(trained)
     exported = export(validated)
-    registered = register(exported)
-    tested = smoke_test(registered)
-    return decide(tested)
+    with transaction():
+        registered = register(exported)
+        tested = smoke_test(registered)
+        return decide(tested)

@@ -6,6 +6,7 @@ from components.adapters.prefect_runtime import enter_flow
 from components.records import RegisteredModel, SmokeTestedModel
 from flows.parameters import RunId
 from tasks import smoke_test as stage
+from tasks.release import proving
 from tasks.resume import find_record, released
 
 
@@ -13,4 +14,6 @@ from tasks.resume import find_record, released
 def smoke_test(run_id: RunId) -> SmokeTestedModel:
     """Prove a registered version in a clean process again."""
     enter_flow()
-    return released(stage.smoke_test(find_record(RegisteredModel, "register", run_id)))
+    registered = find_record(RegisteredModel, "register", run_id)
+    with proving(registered):
+        return released(stage.smoke_test(registered))

@@ -128,8 +128,16 @@ def describe(summary: RunSummary, pipeline: Pipeline, places: dict[str, str]) ->
         "reason": summary.reason,
         "metrics": metrics or "none",
         "stages": f"{stages}; {summary.seconds:.1f} s in all",
+        **_approval(summary),
         **({"cached": "data, code and config are unchanged; --force overrides"} if cached else {}),
         **places,
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _approval(summary: RunSummary) -> dict[str, str]:
+    """How a person lets a candidate become champion, where one waits for that."""
+    if summary.decision != "candidate":
+        return {}
+    return {"approve": f"assay promote {summary.model} {summary.version} --reason TEXT"}

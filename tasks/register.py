@@ -21,6 +21,7 @@ from components.state import exclusive
 from components.validate.contract_report import ContractReport
 from components.validate.gates.report import GatesReport
 from components.validate.gradients.report import GradientReport
+from tasks.release import give_up, remember
 from tasks.runtime import Workspace, stage
 
 EXAMPLE_ROWS = 2
@@ -31,6 +32,7 @@ def register(exported: ExportedModel) -> RegisteredModel:
     """Find or create the version that holds exactly these bytes; it becomes challenger.
 
     Not cached: asking the registry is cheap, and it alone knows whether the version still exists.
+    Within a transaction, a later failure of any kind takes the alias back (:func:`give_up`).
 
     Raises:
         InfrastructureError: MLflow refuses, or does not keep the bytes.
@@ -50,7 +52,7 @@ def register(exported: ExportedModel) -> RegisteredModel:
         space.log.info(
             "%s version %d %s", registry.model, version.number, "created" if created else "exists"
         )
-        return space.keep(
+        record = space.keep(
             RegisteredModel(
                 exported=exported,
                 model=registry.model,
@@ -61,6 +63,10 @@ def register(exported: ExportedModel) -> RegisteredModel:
                 stage=space.ended(),
             )
         )
+        return remember(record)
+
+
+register.on_rollback(give_up)
 
 
 def _create(space: Workspace, registry: Registry, exported: ExportedModel) -> Version:

@@ -10,7 +10,9 @@ from typing import Any, TypeVar, final
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
+from components.adapters.mlflow_registry import CHAMPION, Registry
 from components.adapters.mlflow_tracking import Tracking, connect
+from components.adapters.prefect_events import announce
 from components.adapters.prefect_runtime import load_block_settings, publish_rejection, run_logger
 from components.digest import digest_json
 from components.errors import AssayError, GateError, InfrastructureError
@@ -19,10 +21,12 @@ from components.records import (
     Artifact,
     Job,
     Record,
+    RegisteredModel,
     Rejection,
     Stage,
     StageRecord,
     job_of,
+    lineage,
     mlflow_run,
 )
 from components.settings import Settings, load_settings
@@ -147,8 +151,26 @@ def _reject(space: Workspace, given: Job | StageRecord, error: GateError) -> Non
         stage=space.ended(),
     )
     publish_rejection(space.stage, error.failures)
+    _announce_rejection(space, given, error)
     _keep_rejection(space, error.rejection)
     _close(space, "rejected", error)
+
+
+def _announce_rejection(space: Workspace, given: Job | StageRecord, error: GateError) -> None:
+    registered = lineage(given).get("register")
+    model = job_of(given).pipeline
+    try:
+        champion = Registry(space.tracking, model).aliases().get(CHAMPION)
+    except InfrastructureError as second:
+        space.log.warning("The champion that stays could not be looked up: %s", second)
+        champion = None
+    announce(
+        "rejected",
+        model=model,
+        version=registered.version if isinstance(registered, RegisteredModel) else None,
+        before=champion,
+        reason=str(error),
+    )
 
 
 def _keep_rejection(space: Workspace, rejection: Rejection) -> None:

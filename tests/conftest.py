@@ -24,11 +24,19 @@ from components.settings import load_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from xdist.scheduler import LoadScopeScheduling
 
     from components.records import Decision
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PREFIXES = ("ASSAY_", "PREFECT_", "MLFLOW_", "TEAM_")
+# Files that use what is costly to make: one worker takes them together.
+TOGETHER = {
+    "tests/components/data/test_statistics.py": "tests/components/data/test_flights.py",
+    "tests/reliability/test_ray_training.py": "tests/components/adapters/test_ray_train.py",
+    "tests/tasks/test_smoke_test.py": "tests/tasks/test_register.py",
+    "tests/test_pickle.py": "tests/flows/test_digits.py",
+}
 _FOLDERS = contextlib.ExitStack()
 
 
@@ -40,10 +48,32 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith(PREFIXES)]:
         del os.environ[name]
     os.environ.update(run_environment(Path(root)), OMP_NUM_THREADS="1")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's "&", which children inherit
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     _FOLDERS.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
+    """Give parallel workers whole files, in the order of the collection."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return TOGETHER.get(file, file)
+
+    config.option.loadscopereorder = False
+    return Files(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have parallel workers begin with files that take minutes, so that they end together."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.nodeid.startswith("tests/components/"))
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +126,7 @@ def assay(child_environment: Mapping[str, str], tmp_path: Path) -> Callable[...,
 
 
 def make_assay(environment: Mapping[str, str], folder: Path) -> Callable[..., Outcome]:
-    def run(*arguments: str, timeout: float = 120, **variables: object) -> Outcome:
+    def run(*arguments: str, timeout: float = 240, **variables: object) -> Outcome:
         done = subprocess.run(
             [Path(sys.executable).with_name("assay"), *arguments],
             cwd=folder,
@@ -199,9 +229,10 @@ class Lab:
         }
 
     def runs(self, pipeline: str) -> list[Any]:
-        """The MLflow runs of a pipeline, the latest first."""
+        """The MLflow runs of a pipeline's candidates, the latest first."""
         experiment = self.client.get_experiment_by_name(pipeline)
-        return list(self.client.search_runs([experiment.experiment_id])) if experiment else []
+        found = self.client.search_runs([experiment.experiment_id]) if experiment else []
+        return [run for run in found if "assay.kind" not in run.data.tags]
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ Signature and input example go by column where the graph takes columns, and by t
 """
 
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from components.contract import Arrays, ModelMetadata, TensorSpec
 from components.digest import digest_file
-from components.errors import InfrastructureError
+from components.errors import GateError, InfrastructureError
 from components.register.provenance import LOADER
 
 if TYPE_CHECKING:
@@ -93,6 +94,49 @@ def write_model(
         )
     described.flavors["python_function"]["loader_module"] = LOADER
     described.save(str(folder / "MLmodel"))
+
+
+def answer_as_function(folder: Path, inputs: Arrays) -> dict[str, "np.ndarray[Any, Any]"]:
+    """Answer rows as a consumer who loads the version with ``mlflow.pyfunc.load_model``.
+
+    Args:
+        folder: An intact version's files: its loader runs in this process.
+        inputs: By name; columns go in as a DataFrame.
+
+    Raises:
+        GateError: It cannot be loaded, or refuses the rows.
+    """
+    import mlflow.pyfunc
+
+    path = [*sys.path]
+    try:
+        model = mlflow.pyfunc.load_model(str(folder))
+        if any(array.ndim > 1 for array in inputs.values()):
+            answers: Any = model.predict(dict(inputs))
+        else:
+            import pandas as pd
+
+            answers = model.predict(pd.DataFrame({k: v.tolist() for k, v in inputs.items()}))
+    except Exception as error:  # whatever the loader or MLflow's check of the schema raises
+        raise GateError(
+            "smoke_test",
+            [
+                "the version must answer as MLflow's Python function; it raised "
+                f"{type(error).__name__}: {error}"
+            ],
+        ) from error
+    finally:
+        sys.path[:] = path  # MLflow leaves the folder of the loader there
+    return {str(name): _whole(values) for name, values in answers.items()}
+
+
+def _whole(values: Any) -> "np.ndarray[Any, Any]":
+    found = np.asarray(values)
+    if found.dtype.hasobject:  # text, or a list in each row
+        listed = values.tolist()
+        text = all(isinstance(value, str) for value in listed)
+        found = np.asarray(listed, dtype=np.str_ if text else np.float32)
+    return found
 
 
 def signature_of(metadata: ModelMetadata) -> "ModelSignature":

@@ -290,6 +290,24 @@ class Registry:
         drop_caches(Path(folder))
         return Path(folder) / MODEL_FILE
 
+    def delete_alias(self, alias: str) -> None:
+        """Take an alias away, if there is one."""
+        with mlflow_errors(self._tracking.uri):
+            self._client.delete_registered_model_alias(self.model, alias)
+
+    def untag(self, version: int, name: str) -> None:
+        """Take a tag from a version, if it has it."""
+        with mlflow_errors(self._tracking.uri):
+            self._client.delete_model_version_tag(self.model, str(version), TAG + name)
+
+    def versions(self) -> list[Version]:
+        """All versions, the first one first; none where there is no such model."""
+        with mlflow_errors(self._tracking.uri):
+            found = self._client.search_model_versions(
+                f"name = '{self.model}'", order_by=["version_number ASC"]
+            )
+        return [_version(item) for item in found]
+
     def _ensure_model(self, description: str) -> None:
         from mlflow.exceptions import MlflowException
 

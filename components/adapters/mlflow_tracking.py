@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 TAG = "assay."
 METRICS_PER_BATCH = 1000
+KIND = "kind"
+"""Tag of a run that is no candidate's, with what it is instead."""
 _PARAM_CHARACTERS = 6000
 
 
@@ -248,6 +250,18 @@ class Tracking:
             self.client.update_run(run_id, status="RUNNING")
             for name, value in _owner().items():
                 self.client.set_tag(run_id, name, value)
+
+    def status(self, run_id: str) -> str:
+        """Where a run stands: ``RUNNING``, ``FINISHED``, ``FAILED``, ``KILLED``; empty if gone."""
+        from mlflow.exceptions import MlflowException
+
+        with mlflow_errors(self.uri):
+            try:
+                return str(self.client.get_run(run_id).info.status)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return ""
+                raise
 
     def finish(self, run_id: str, status: str) -> None:
         """End a run with ``FINISHED``, ``FAILED`` or ``KILLED``."""

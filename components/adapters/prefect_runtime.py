@@ -115,17 +115,30 @@ def flow_run_page(flow_run_id: str) -> str:
 
 
 def publish_markdown(key: str, markdown: str, description: str) -> None:
-    """Create a Prefect artifact of the current run; outside of runs there is nothing to show it.
-
-    Of the key, Prefect takes small letters, digits and dashes; whatever else becomes a dash.
-    """
+    """Create a Prefect artifact of the current run; outside of runs there is nothing to show it."""
     from prefect.artifacts import create_markdown_artifact
+
+    if _in_run():
+        create_markdown_artifact(key=_key(key), markdown=markdown, description=description)
+
+
+def publish_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
+    """Create a table as a Prefect artifact of the current run, as :func:`publish_markdown`."""
+    from prefect.artifacts import create_table_artifact
+
+    if _in_run():
+        create_table_artifact(key=_key(key), table=rows, description=description)
+
+
+def _in_run() -> bool:
     from prefect.context import FlowRunContext, TaskRunContext
 
-    if FlowRunContext.get() is None and TaskRunContext.get() is None:
-        return
-    key = re.sub("[^a-z0-9-]", "-", key.lower())
-    create_markdown_artifact(key=key, markdown=markdown, description=description)
+    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+
+def _key(text: str) -> str:
+    """An artifact's key: Prefect takes small letters, digits and dashes; others become a dash."""
+    return re.sub("[^a-z0-9-]", "-", text.lower())
 
 
 @final

@@ -65,6 +65,8 @@ class Release:
         opset: Version of the ai.onnx operator set that the files declare.
         variants: Smaller forms to offer beside the model.
         budget: Latency, throughput and memory that the smoke test holds it to.
+        provider: Execution provider of ONNX Runtime on which the smoke test must run; a machine
+            without it fails the test.
         promotion: ``manual`` lets a proved candidate wait for ``assay promote``.
     """
 
@@ -72,6 +74,7 @@ class Release:
     variants: tuple[Variant, ...] = ()
     budget: Budget = field(default_factory=Budget)
     promotion: Promotion = "automatic"
+    provider: str = "CPUExecutionProvider"
 
     def __post_init__(self) -> None:
         """Refuse an operator set that does not exist, and variants that hide each other."""

@@ -43,6 +43,7 @@ WORK_POOL = {"name", "work_queue_name", "job_variables"}
 LIMIT = {"limit", "collision_strategy", "grace_period_seconds"}
 JOB_VARIABLES = {"command", "env", "labels", "name", "stream_output", "working_dir"}
 STAGES = {"train", "validate", "export", "register", "smoke_test", "decide"}
+BY_HAND = {"promote", "rollback", "history"}
 FILE = yaml.safe_load((Path(__file__).resolve().parents[2] / "prefect.yaml").read_text())
 DEPLOYMENTS = [pytest.param(d, id=d["entrypoint"]) for d in FILE["deployments"]]
 
@@ -85,7 +86,7 @@ def test_file_holds_no_secret_and_no_block_reference(checkout: Path) -> None:
 
 def test_every_stage_and_the_chain_have_a_deployment() -> None:
     names = {d["entrypoint"].rpartition(".")[2] for d in FILE["deployments"]}
-    assert names == STAGES | {"retrain"}
+    assert names == STAGES | BY_HAND | {"retrain"}
     pairs = [(flow_of(d).name, d["name"]) for d in FILE["deployments"]]
     assert len(set(pairs)) == len(pairs)
 
@@ -109,7 +110,24 @@ def test_entrypoint_and_parameters(deployment: dict[str, Any]) -> None:
             assert prop["items"] == {"type": "string"}
     positions = [prop.get("position") for prop in schema.properties.values()]
     assert positions == sorted(positions)
-    flow.validate_parameters({**dict.fromkeys(schema.required, "x"), **given})
+    example = {"string": "x", "integer": 1}
+    required = {name: example[schema.properties[name]["type"]] for name in schema.required}
+    flow.validate_parameters({**required, **given})
+
+
+def test_a_move_by_hand_needs_a_reason_and_a_version() -> None:
+    from flows.promote import promote
+    from flows.rollback import rollback
+
+    good = {"model": "flights", "version": 1, "reason": "why"}
+    for flow in (promote, rollback):
+        flow.validate_parameters(good)
+        for wrong in ({"reason": ""}, {"model": ""}, {"version": -1}):
+            with pytest.raises(Exception, match="invalid parameters"):
+                flow.validate_parameters({**good, **wrong})
+    rollback.validate_parameters({**good, "version": 0})
+    with pytest.raises(Exception, match="invalid parameters"):
+        promote.validate_parameters({**good, "version": 0})
 
 
 def test_only_training_can_go_to_the_pool_of_gpu_workers() -> None:

@@ -16,13 +16,16 @@ from components.adapters.prefect_server import free_port
 
 
 def mlflow_states(home: Path) -> list[str]:
-    """The states of all MLflow runs, the first run first."""
+    """The states of the MLflow runs of candidates, the first run first."""
     path = home / "mlflow" / "mlflow.db"
     if not path.exists():
         return []
     database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
-        rows = database.execute("SELECT status FROM runs ORDER BY start_time").fetchall()
+        rows = database.execute(
+            "SELECT status FROM runs WHERE run_uuid NOT IN "
+            "(SELECT run_uuid FROM tags WHERE key = 'assay.kind') ORDER BY start_time"
+        ).fetchall()
     except sqlite3.OperationalError:  # its tables are being made
         rows = []
     finally:

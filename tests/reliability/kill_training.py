@@ -27,7 +27,7 @@ from typing import Any
 KINDS = ("step", "checkpoint", "between", "anywhere")
 STAGES = ("train", "validate", "export", "register", "smoke_test")
 COMPARED = ("train_loss", "validation_loss", "learning_rate", "gradient_norm")
-LONGEST_S = 180.0
+LONGEST_S = 360.0
 _LOOK_S = 0.0005
 
 
@@ -177,8 +177,25 @@ def strip(home: Path) -> None:
         shutil.rmtree(snapshots)
 
 
-def run(kills: int, pipeline: str, seed: int, environment: Mapping[str, str], place: Path) -> int:
-    """Kill and compare; gives the number of runs that differed."""
+def run(
+    kills: int,
+    pipeline: str,
+    seed: int,
+    environment: Mapping[str, str],
+    place: Path,
+    server: Mapping[str, str] | None = None,
+) -> int:
+    """Kill and compare; gives the number of runs that differed.
+
+    Args:
+        kills: How many runs are killed.
+        pipeline: What is run.
+        seed: Of the moments.
+        environment: Of the command.
+        place: An empty folder.
+        server: Variables that name a Prefect server. It spares the start of an embedded one where
+            the kill comes when that has long been running; what is killed anywhere has its own.
+    """
     generator = random.Random(seed)
     template = place / "template"
     calm = Trial(template, pipeline, environment)
@@ -194,7 +211,8 @@ def run(kills: int, pipeline: str, seed: int, environment: Mapping[str, str], pl
         kind = KINDS[killed % len(KINDS)]
         home = place / f"home-{killed}"
         shutil.copytree(template, home)
-        trial = Trial(home, pipeline, environment)
+        shared = server if server and kind != "anywhere" else {}
+        trial = Trial(home, pipeline, {**environment, **shared})
         if not trial.kill_at(moment(kind, home, generator, seconds)):
             shutil.rmtree(home)
             continue

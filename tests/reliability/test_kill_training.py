@@ -11,9 +11,13 @@ KILLS = 5
 
 
 def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
-    tmp_path: Path, child_environment: Mapping[str, str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    child_environment: Mapping[str, str],
+    prefect_server: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    wrong = run(KILLS, "digits", 1, child_environment, tmp_path)
+    server = {"PREFECT_API_URL": prefect_server}
+    wrong = run(KILLS, "digits", 1, child_environment, tmp_path, server)
     printed = capsys.readouterr().out
     assert wrong == 0, printed
     assert f"{KILLS} of {KILLS} equal" in printed

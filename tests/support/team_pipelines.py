@@ -26,6 +26,7 @@ from components.contract import (
 )
 from components.data.encoding import Encoding, Features
 from components.data.schema import RowSchema
+from components.export.config import Promotion, Release
 from components.metrics import class_metrics, resampled_accuracy, resampled_roc_auc
 from components.pipeline import Pipeline, QualityGate
 from components.pipelines.flights import FlightsConfig, FlightsModel, flight_metrics, late_loss
@@ -194,7 +195,12 @@ def waiting_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def make(
-    name: str, model: type[Model] = Good, *, fault: str = "", minimum: float = 0.0
+    name: str,
+    model: type[Model] = Good,
+    *,
+    fault: str = "",
+    minimum: float = 0.0,
+    promotion: Promotion = "automatic",
 ) -> Pipeline:
     return Pipeline(
         name=name,
@@ -210,6 +216,7 @@ def make(
         margin=0.0,
         dated=False,
         resampled=resampled_accuracy("probabilities"),
+        release=Release(promotion=promotion),
     )
 
 
@@ -244,7 +251,13 @@ once = make("once")
 orphaned = make("orphaned")
 recorded = make("recorded")
 staged = make("staged")
+restored = make("restored")
+forsaken = make("forsaken")
+withdrawn = make("withdrawn")
+contested = make("contested")
+approved = make("approved", promotion="manual")
 tampered = make("tampered")
+costly = make("costly")
 deployed = make("deployed")
 placed = make("placed")
 filling = make("filling")

@@ -1,6 +1,7 @@
 """The smoke test as a stage: registered bytes that changed on disk."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -8,8 +9,11 @@ from urllib.parse import urlparse
 import pytest
 
 from components.errors import GateError, InfrastructureError
+from components.export.config import Budget, Release
+from components.pipeline import Pipeline, load_pipeline
 from tasks.decide import decide
 from tasks.register import register
+from tasks.release import proving
 from tasks.smoke_test import smoke_test
 
 
@@ -40,7 +44,7 @@ def test_version_whose_bytes_changed_is_rejected(bench: Any, export_of: Callable
     assert path.is_relative_to(bench.home)
     content = flip_a_bit(path)
 
-    with pytest.raises(GateError, match="sha256") as raised:
+    with pytest.raises(GateError, match="sha256") as raised, proving(registered):
         smoke_test.fn(registered)
     assert raised.value.stage == "smoke_test"
     assert raised.value.rejection is not None
@@ -79,3 +83,23 @@ def test_champion_whose_bytes_changed_is_not_compared_with(
         path.write_bytes(content)
     decide.fn(tested)
     assert set(bench.aliases("staged")) == {"champion"}
+
+
+def test_version_over_the_budget_is_rejected(
+    bench: Any, export_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(p99_ms=1e-6, rows_per_s=1e15)
+
+    def with_budget(name: str) -> Pipeline:
+        return replace(load_pipeline(name), release=Release(budget=budget))
+
+    registered = register.fn(export_of("costly"))
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.smoke_test.load_pipeline", with_budget)
+        with pytest.raises(GateError, match="must stay below 1e-06 ms") as raised:
+            smoke_test.fn(registered)
+    assert "at least 1e+15 rows a second" in str(raised.value)
+    assert bench.aliases("costly") == {}
+    latency = smoke_test.fn(registered).latency
+    assert 0 < latency.p50_ms <= latency.p95_ms <= latency.p99_ms
+    assert latency.rows_per_s > 0

@@ -210,7 +210,7 @@ def test_a_damaged_snapshot_is_replaced(tmp_path: Path, damage: str) -> None:
     assert {n: c for n, (_, c) in files_of(tmp_path).items()} == good
 
 
-@pytest.mark.parametrize("damage", set(DAMAGE) - {"no manifest", "flipped byte"})
+@pytest.mark.parametrize("damage", sorted(set(DAMAGE) - {"no manifest", "flipped byte"}))
 def test_a_damaged_snapshot_is_not_opened(tmp_path: Path, damage: str) -> None:
     first = taken(tmp_path)
     DAMAGE[damage](tmp_path / first.fingerprint)

@@ -96,6 +96,27 @@ def linear(save_model: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
+def endless(save_model: Callable[..., Path]) -> Path:
+    """A model that takes the cosine of its input 2**60 times."""
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "ab"]
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["keep"], ["go"]),
+            helper.make_node("Cos", ["a"], ["b"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("keep", TensorProto.BOOL, []),
+            value[0],
+        ],
+        [helper.make_tensor_value_info("go", TensorProto.BOOL, []), value[1]],
+    )
+    loop = helper.make_node("Loop", ["turns", "", "features"], ["scores"], body=body)
+    return save_model([loop], constants={"turns": np.array(1 << 60)}, width=3)
+
+
+@pytest.fixture
 def sha256() -> Callable[[Path], str]:
     """Hex digest of a file's bytes."""
     return lambda path: hashlib.sha256(path.read_bytes()).hexdigest()

@@ -13,6 +13,9 @@ import numpy.typing as npt
 import pytest
 
 from components.smoke_test import child
+from components.smoke_test.judge.golden import Golden
+from components.smoke_test.judge.job import describe
+from components.smoke_test.judge.verdict import check_isolation
 from components.smoke_test.runner import _package_folders
 
 Recorded = dict[str, npt.NDArray[Any]]
@@ -24,7 +27,10 @@ sys.path.extend(sys.argv[2:])
 assert importlib.util.find_spec("torch"), "torch lies on the path, only the guard hides it"
 sys.meta_path.insert(0, child["ImportGuard"]())
 import numpy, onnxruntime
-assert child["check_isolation"]() == []
+child["add_judge"]()
+from smoke_judge.verdict import check_isolation
+import smoke_judge.examination
+assert check_isolation() == []
 for name in ("torch", "torch.nn", "onnx", "pydantic", "components", "mlflow"):
     try:
         __import__(name)
@@ -41,18 +47,18 @@ def test_only_numpy_and_onnxruntime_can_be_imported() -> None:
     command = [sys.executable, "-I", "-S", "-c", PROBE, child.__file__, *_package_folders()]
     probe = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert probe.returncode == 0, probe.stderr
-    assert probe.stdout.strip() == "['__main__', 'numpy', 'onnxruntime']"
+    assert probe.stdout.strip() == "['__main__', 'numpy', 'onnxruntime', 'smoke_judge']"
 
 
 def test_torch_within_reach_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
-    assert "torch must not be importable" in child.check_isolation()[0]
+    assert "torch must not be importable" in check_isolation()[0]
 
 
 def test_golden_splits_inputs_from_outputs(
     recorded: Recorded, save_golden: Callable[[Recorded], Path]
 ) -> None:
-    golden = child.Golden(save_golden(recorded))
+    golden = Golden(save_golden(recorded))
     assert golden.rows == 5
     assert list(golden.inputs) == ["features"]
     assert list(golden.outputs) == ["scores", "label"]
@@ -77,11 +83,11 @@ def test_golden_file_that_cannot_be_a_reference(
     expected: str,
 ) -> None:
     with pytest.raises(ValueError, match=expected):
-        child.Golden(save_golden(recorded | changes))
+        Golden(save_golden(recorded | changes))
 
 
 def test_failures_are_one_bounded_line_and_name_exhausted_memory() -> None:
-    assert child.describe(ValueError("a\n  b")) == "ValueError: a b"
-    assert len(child.describe(ValueError("x" * 9999))) == 500
-    assert child.describe(RuntimeError("std::bad_alloc")).startswith("out of memory: ")
-    assert child.describe(MemoryError()).startswith("out of memory: ")
+    assert describe(ValueError("a\n  b")) == "ValueError: a b"
+    assert len(describe(ValueError("x" * 9999))) == 500
+    assert describe(RuntimeError("std::bad_alloc")).startswith("out of memory: ")
+    assert describe(MemoryError()).startswith("out of memory: ")

@@ -1,6 +1,5 @@
 """Every check of the smoke test is seen to fire, on real models in a real child process."""
 
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 from support.smoke_types import Recorded, Smoke
 
 from components.smoke_test.runner import SmokeReport, run_smoke_test
@@ -24,9 +22,14 @@ def test_a_sound_model_passes_with_measurements(
     assert report.max_difference < 1e-6
     assert report.batch_sizes == (1, 2, 7, 1024)
     assert report.providers == ("CPUExecutionProvider",)
-    assert 0 < report.p50_ms <= report.p99_ms
+    assert 0 < report.p50_ms <= report.p95_ms <= report.p99_ms
+    assert report.rows_per_s > 1024
+    assert report.calls == 1000
+    assert 0 <= report.growth_bytes <= 2 << 20
+    assert sum(report.parts_ms.values()) < report.seconds * 1e3
     assert 0 < report.load_ms < report.seconds * 1e3
     assert report.first_run_ms > 0
+    assert report.limits["network"] in ("namespace", "audit")
     assert report.limits["RLIMIT_CORE"] == 0
     assert report.limits["RLIMIT_CPU"] == 65
     assert report.limits["RLIMIT_AS"] == 4 << 30 or sys.platform == "darwin"
@@ -67,40 +70,6 @@ def test_output_of_another_shape(
 ) -> None:
     recorded["output/label"] = recorded["output/label"][:, None]
     assert "'label' must be (5, 1) int64; got (5,) int64" in reject(linear, recorded)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda raw: raw[: len(raw) // 2],
-        lambda raw: np.random.default_rng(1).bytes(4096),
-        lambda raw: pickle.dumps({"weight": [1.0, 2.0]}),
-        lambda raw: b"",
-        lambda raw: b"\x24\x00\x00\x00ORTM" + raw,
-    ],
-    ids=["truncated", "garbage", "pickle", "empty", "ort-format"],
-)
-def test_files_that_are_no_model(
-    linear: Path,
-    recorded: Recorded,
-    reject: Callable[..., str],
-    spoil: Callable[[bytes], bytes],
-) -> None:
-    linear.write_bytes(spoil(linear.read_bytes()))
-    assert "loading the model: " in reject(linear, recorded)
-
-
-def test_external_data_is_refused(
-    recorded: Recorded, tmp_path: Path, linear: Path, reject: Callable[..., str]
-) -> None:
-    (tmp_path / "weight.bin").write_bytes(bytes(24))
-    model = onnx.load(linear)
-    weight = model.graph.initializer[0]
-    weight.ClearField("raw_data")
-    weight.data_location = TensorProto.EXTERNAL
-    weight.external_data.add(key="location", value="weight.bin")
-    linear.write_bytes(model.SerializeToString())
-    assert "loading the model: " in reject(linear, recorded)
 
 
 def test_output_that_depends_on_the_other_rows(

@@ -92,8 +92,8 @@ def test_no_secret_reaches_the_child(
     assert "hunter2" not in message
     names = set(message.split("names ")[1].split("environ(")[0].split(","))
     system = {"LC_CTYPE", "__CF_USER_TEXT_ENCODING"}  # set by Python and macOS themselves
-    fixed = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_DISABLE_TELEMETRY"}
-    assert names <= {*fixed, *runner._PASSED_ON, *system}
+    threads = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX"}
+    assert names <= {*threads, "ORT_DISABLE_TELEMETRY", *runner._PASSED_ON, *system}
 
 
 def test_missing_files_are_infrastructure(linear: Path, tmp_path: Path) -> None:
@@ -138,6 +138,9 @@ def test_arguments_out_of_range_are_reported_together(tmp_path: Path) -> None:
             batch_sizes=(1, 0),
             rtol=-1,
             atol=np.nan,
+            p99_ms=0,
+            rows_per_s=np.inf,
         )
-    for name in ("timeout_s", "memory_bytes", "batch_sizes", "rtol", "atol"):
+    names = ("timeout_s", "memory_bytes", "batch_sizes", "rtol", "atol", "p99_ms", "rows_per_s")
+    for name in names:
         assert f"{name} must" in str(caught.value)
