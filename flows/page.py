@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from components.adapters.mlflow_model import MODEL_FILE
-from components.digest import digest_file
-from components.errors import ConfigError, InfrastructureError
+from components.errors import ConfigError
 from components.settings import load_settings
 from components.state import storage_errors
 from components.web_page import build_page
 from flows.reproduce import find_version, workplace
+from tasks.proof import require_intact
 
 ASSETS = Path(__file__).parents[1] / "deploy" / "web"
 
@@ -26,7 +25,8 @@ def page(target: str, folder: Path) -> int:
     Raises:
         ConfigError: There is no such version, its graph takes no columns, or onnxruntime-web is not
             installed.
-        InfrastructureError: The version's bytes have changed, or MLflow or a disk failed.
+        GateError: The version's files are not those that were registered and signed.
+        InfrastructureError: MLflow or a disk failed.
     """
     settings = load_settings()
     if not settings.node_modules:
@@ -37,12 +37,7 @@ def page(target: str, folder: Path) -> int:
     named = find_version(target if "@" in target else f"{target}@champion", settings)
     with workplace(settings) as work:
         model = named.registry.download(named.version.number, work)
-        wanted, found = named.version.tags.get("onnx_sha256"), digest_file(model)
-        if found != wanted:
-            raise InfrastructureError(
-                f"{MODEL_FILE} of {named.name} must have the sha256 of its tag, {wanted}; it has "
-                f"{found}. Find out who changed it, and take another version."
-            )
+        require_intact(settings, named.registry, named.version, model)
         golden = model.with_name("golden.npz")
         with storage_errors(folder):
             sizes = build_page(

@@ -201,3 +201,20 @@ def test_the_smoke_test_asks_the_engines_of_the_deployment(
     monkeypatch.setenv("ASSAY_SMOKE_ENGINES", "node")
     with pytest.raises(ConfigError, match="ASSAY_NODE_MODULES is not set"):
         lab.retrain("trips")
+
+
+def test_a_page_is_made_of_intact_files_alone(
+    trips: Path,
+    lab: Lab,
+    command: Callable[..., Outcome],
+    node_modules: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with (trips / "model.onnx").open("ab") as stream:
+        stream.write(b"more")
+    monkeypatch.setattr(Registry, "download", lambda *_: trips / "model.onnx")
+    done = command("page", "trips@1", "--folder", tmp_path / "p", ASSAY_NODE_MODULES=node_modules)
+    assert done.code == 3
+    assert "sha256" in done.err
+    assert not (tmp_path / "p").exists()
