@@ -4,7 +4,8 @@ Both work on the protobuf alone: no file is written, nothing is logged, equal gr
 bytes. What an operator may compute in half precision is read from its ONNX schema.
 
 - fp16: weights and arithmetic in float16. Inputs and outputs keep their dtypes, and what only
-  prepares inputs (imputing, normalising) stays in float32: a raw column may exceed 65504.
+  prepares inputs (imputing, normalising) stays in float32: a raw column may exceed 65504. On a CPU
+  onnxruntime widens it to float32 again, so there it saves space and no time.
 - int8: the weights of MatMul, Gemm and Conv as int8 with a scale per output channel; activations
   are quantised at run time, by the range that they have in the batch. So the answer to a row
   depends, within the tolerance, on the rows beside it.
