@@ -6,8 +6,9 @@ turns within a round, each round in another order. A ratio says how many times a
 PyTorch one is, by the medians of one round; the best call is what a busy machine disturbs least.
 
 The line to quote is ``onnxruntime``: threads do not spin while they wait, as in assay's own
-sessions. A second line has them spin, which is onnxruntime's default: faster where two threads
-share a small batch, and it keeps the cores busy between calls.
+sessions. The other two have them spin, always, which is onnxruntime's default, or until a call
+ends: with one thread nobody waits; with two, a thread that sleeps has to be woken for every
+operator, which takes about as long as a small product.
 
 ``--extra NAME=MODEL.onnx,GOLDEN.npz`` also times another file on its golden rows, for example the
 registered one, which reads raw columns. Its ratio includes work that the others do not do.

@@ -27,6 +27,7 @@ Call = Callable[[], object]
 
 EAGER, COMPILED = "torch eager", "torch.compile"
 ORT, SPINNING = "onnxruntime", "onnxruntime, spinning"
+SPINNING_WITHIN = "onnxruntime, spinning within a call"
 ROWS = 1024
 FEW_EPOCHS = {"flights": 1, "digits": 6}
 
@@ -98,7 +99,9 @@ def contenders(case: Case, size: int, threads: int, *, compiled: bool) -> dict[s
         run_torch(fast, tensors)
         found[COMPILED] = functools.partial(run_torch, fast, tensors)
     found[ORT] = functools.partial(open_session(case.onnx, threads=threads).run, None, batch)
-    found[SPINNING] = functools.partial(spinning_session(case.onnx, threads).run, None, batch)
+    for name, within in ((SPINNING, False), (SPINNING_WITHIN, True)):
+        session = spinning_session(case.onnx, threads, within_calls=within)
+        found[name] = functools.partial(session.run, None, batch)
     for name, (data, rows) in case.extra.items():
         few = {key: array[:size] for key, array in rows.items()}
         found[name] = functools.partial(open_session(data, threads=threads).run, None, few)
@@ -122,9 +125,12 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def spinning_session(data: bytes, threads: int) -> ort.InferenceSession:
-    """A session whose idle threads spin, which is onnxruntime's default and not assay's."""
-    return ort.InferenceSession(data, session_options(threads), providers=["CPUExecutionProvider"])
+def spinning_session(data: bytes, threads: int, *, within_calls: bool) -> ort.InferenceSession:
+    """A session whose idle threads spin, as is onnxruntime's default, or only until a call ends."""
+    options = session_options(threads)
+    if within_calls:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def onnxruntime_shares(case: Case, size: int, calls: int) -> dict[str, float]:

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-WAYS = ("torch eager", "onnxruntime", "onnxruntime, spinning")
+WAYS = (
+    "torch eager",
+    "onnxruntime",
+    "onnxruntime, spinning",
+    "onnxruntime, spinning within a call",
+)
 
 WITH_A_LIAR = """
 import inference, inference_cases
@@ -87,7 +92,7 @@ def test_every_contender_has_a_row_for_every_batch(
         assert len(result["ratios"]) == 2
         assert result["ratio"] > 0
         assert result["contender"] != "torch eager" or result["ratio"] == 1.0
-    assert done.stdout.count("| 1 | 7 |") == 5
+    assert done.stdout.count("| 1 | 7 |") == 6
     assert "Batch 1024 on one thread, onnxruntime: Conv " in done.stdout
     assert "Batch 1024 on one thread, PyTorch: " in done.stdout
     assert "\nAim (flights: 5 times as fast" in done.stdout
