@@ -15,7 +15,8 @@ class Variant:
     Args:
         kind: ``fp16`` computes in half precision; ``int8`` quantises weights and, at run time,
             activations.
-        tolerance: Largest absolute difference of an output from the module in float64.
+        tolerance: Largest absolute difference of an output from the module in float64, on the
+            held-out rows.
         metric_drop: How much worse the deciding metric may be on the held-out rows.
     """
 
@@ -63,7 +64,8 @@ class Release:
 
     Args:
         opset: Version of the ai.onnx operator set that the files declare.
-        variants: Smaller forms to offer beside the model.
+        variants: Smaller forms to offer beside the model. One that breaks its own bounds is not
+            registered, and the report and the log say why; the model itself goes on.
         budget: Latency, throughput and memory that the smoke test holds it to.
         provider: Execution provider of ONNX Runtime on which the smoke test must run; a machine
             without it fails the test.
