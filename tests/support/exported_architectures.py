@@ -100,7 +100,9 @@ def describe(
     def specs(axes: dict[str, Axes]) -> tuple[TensorSpec, ...]:
         kinds = {True: "int64", False: "float32"}
         return tuple(
-            TensorSpec.model_validate({"name": n, "dtype": kinds[n in whole], "shape": ("batch", *a)})
+            TensorSpec.model_validate(
+                {"name": n, "dtype": kinds[n in whole], "shape": ("batch", *a)}
+            )
             for n, a in axes.items()
         )
 
