@@ -18,6 +18,7 @@ from components.contract import Model, ModelMetadata, axis_lengths
 from components.errors import GateError
 from components.export.onnx_file import BATCH
 from components.export.opset import OLDEST_NATIVE
+from components.export.recurrent import any_length
 
 _CHATTY = ("torch", "onnxscript", "onnx_ir")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -63,7 +64,7 @@ def _captured(
 ) -> onnx.ModelProto:
     # A name, not a Dim: with a Dim the exporter answers a conflict with a static axis.
     dynamic = [{at: axis for at, axis in s.axes if axis in axes} for s in metadata.inputs]
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), any_length() as translations:
         program = torch.onnx.export(
             _Predict(model).eval(),
             tuple(example),
@@ -74,6 +75,7 @@ def _captured(
             input_names=[spec.name for spec in metadata.inputs],
             output_names=[spec.name for spec in metadata.outputs],
             dynamic_shapes=(tuple(dynamic),),
+            custom_translation_table=translations,
         )
         assert program is not None, "dynamo=True returns a program"
         return program.model_proto

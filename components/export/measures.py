@@ -3,8 +3,8 @@
 Legend: B = batch; other axes of an output are free.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +34,16 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Run:
-    """A batch of rows of one kind, with the module's outputs in both precisions."""
+    """A batch of rows of one kind, with the module's outputs in both precisions.
+
+    ``lengths`` are those of all dynamic axes, ``"batch"`` among them.
+    """
 
     kind: str
     rows: Arrays
     float64: list[Array]
     float32: list[Array]
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -217,8 +217,12 @@ def _compare(
 
 
 def _run(engines: _Engines, kind: str, rows: Arrays, metadata: ModelMetadata) -> Run:
-    run = Run(kind, rows, engines.float64(rows), engines.float32(rows))
-    if fault := _type_fault(run.float32, run, metadata):
+    wide, narrow = engines.float64(rows), engines.float32(rows)
+    # An axis that no input has is as long as the module makes it.
+    given = axis_lengths([rows[spec.name] for spec in metadata.inputs], metadata.inputs)
+    lengths = {**axis_lengths(narrow, metadata.outputs), **given}
+    run = Run(kind, rows, wide, narrow, lengths)
+    if fault := _type_fault(narrow, run, metadata):
         raise ContractError(f"the module: {fault}.")
     return run
 
@@ -242,7 +246,7 @@ def _judge(
     yardsticks: Sequence[Yardstick],
     found: _Findings,
 ) -> None:
-    lengths = _other_lengths(run, metadata)
+    lengths = {axis: length for axis, length in run.lengths.items() if axis != BATCH}
     sizes = [f"batch {run.size}", *(f"{axis} {length}" for axis, length in lengths.items())]
     where = f"{run.kind} rows, {', '.join(sizes)}, optimisation {level}"
     try:
@@ -275,12 +279,6 @@ def _judge(
             found.failures.extend(_decision_fault(where, spec, changed))
 
 
-def _other_lengths(run: Run, metadata: ModelMetadata) -> dict[str, int]:
-    arrays = [run.rows[spec.name] for spec in metadata.inputs]
-    lengths = axis_lengths(arrays, metadata.inputs)
-    return {axis: length for axis, length in lengths.items() if axis != BATCH}
-
-
 def _value_fault(where: str, case: Case) -> str | None:
     if case.error <= case.allowed:
         return None
@@ -302,10 +300,7 @@ def _decision_fault(where: str, spec: TensorSpec, changed: int) -> Iterator[str]
 
 def _type_fault(outputs: Sequence[Array], run: Run, metadata: ModelMetadata) -> str | None:
     specs = metadata.outputs
-    # An axis that no input has is as long as the module makes it.
-    made, given = axis_lengths(run.float32, specs), _other_lengths(run, metadata)
-    lengths = {**made, **given, BATCH: run.size}
-    wanted = [(spec.name, spec.dtype, spec.sized(lengths)) for spec in specs]
+    wanted = [(spec.name, spec.dtype, spec.sized(run.lengths)) for spec in specs]
     names = [spec.name for spec in specs]
     found = [(n, o.dtype.name, o.shape) for n, o in zip(names, outputs, strict=False)]
     if found == wanted and len(outputs) == len(specs):

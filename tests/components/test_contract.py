@@ -17,6 +17,8 @@ from components.contract import (
     ModelMetadata,
     Predictor,
     TensorSpec,
+    admit,
+    axis_lengths,
     check_inputs,
     instantiate,
 )
@@ -253,3 +255,58 @@ def test_all_differences_at_once() -> None:
         check_inputs(wrong, SPECS)
     for words in ("'codes'", "int32", "'numbers'", "(5, 9)", "[4, 5]"):
         assert words in str(raised.value)
+
+
+SEQUENCES = (
+    TensorSpec(name="words", dtype="int64", shape=("batch", "sequence")),
+    TensorSpec(name="vectors", dtype="float32", shape=("batch", "sequence", 8)),
+)
+
+
+def sequences(words: int = 5, vectors: int = 5) -> Arrays:
+    return {
+        "words": np.zeros((3, words), np.int64),
+        "vectors": np.zeros((3, vectors, 8), np.float32),
+    }
+
+
+@pytest.mark.parametrize("length", [1, 5, 9])
+def test_a_named_axis_takes_any_length(length: int) -> None:
+    given = sequences(length, length)
+    check_inputs(given, SEQUENCES)
+    lengths = axis_lengths([given["words"], given["vectors"]], SEQUENCES)
+    assert lengths == {"batch": 3, "sequence": length}
+    assert SEQUENCES[1].sized(lengths) == (3, length, 8)
+
+
+def test_a_named_axis_has_one_length() -> None:
+    with pytest.raises(ContractError, match=r"share one length of axis 'sequence'; got \[4, 5\]"):
+        check_inputs(sequences(5, 4), SEQUENCES)
+
+
+def test_text_of_any_width_is_a_string() -> None:
+    spec = TensorSpec(name="carrier", dtype="string", shape=("batch",))
+    check_inputs({"carrier": np.array(["AA", "longer"])}, (spec,))
+    with pytest.raises(ContractError, match=r"'carrier' must be \(batch\) string; got .* object"):
+        check_inputs({"carrier": np.array(["AA"], dtype=object)}, (spec,))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "fits"),
+    [
+        ((("batch", 4), ("batch", 4, 8)), True),
+        ((("batch", "sequence"), ("batch", "sequence", 8)), True),
+        ((("batch", 4), ("batch", 5, 8)), False),
+        ((("batch", 4), ("batch", 4, 7)), False),
+        ((("batch", 4), ("batch", 4)), False),
+        (((3, 4), ("batch", 4, 8)), False),
+    ],
+)
+def test_fixed_sizes_fit_declared_names(shapes: Any, fits: bool) -> None:
+    given = [
+        spec.model_copy(update={"shape": shape})
+        for spec, shape in zip(SEQUENCES, shapes, strict=True)
+    ]
+    assert admit(SEQUENCES, given) is fits
+    assert not admit(SEQUENCES, given[:1])
+    assert not admit(given, SEQUENCES) or tuple(given) == SEQUENCES

@@ -111,11 +111,6 @@ def test_the_opset_asked_for_is_the_opset_in_the_file() -> None:
     assert [entry.version for entry in onnx.ModelProto.FromString(data).opset_import] == [18]
 
 
-def test_an_opset_that_the_exporter_cannot_give_is_refused() -> None:
-    with pytest.raises(GateError, match=r"opset|capturable"):
-        export_onnx(Small(identity).eval(), [torch.zeros(2, 5)], opset=99, metadata={})
-
-
 def test_bytes_are_equal_in_other_processes_and_folders(tmp_path: Path) -> None:
     digests = set()
     for seed, name in (("1", "first"), ("2", "second/deeper")):
@@ -201,14 +196,6 @@ def test_a_model_away_from_the_cpu_is_refused() -> None:
         export_small(Small(identity).to("meta"))
 
 
-def test_weights_that_no_single_file_can_hold_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(onnx_export, "_LIMIT", 10)
-    with pytest.raises(GateError, match="at most 10 bytes; got 72"):
-        export_small(Small(identity))
-
-
 def test_all_faults_of_a_call_are_reported_together() -> None:
     model = Small(identity, shape=(4, 3)).train()
     with pytest.raises(GateError) as caught:
@@ -248,35 +235,15 @@ def test_a_model_that_cannot_be_captured_dynamically_is_refused(
         export_small(Small(rule))
 
 
-def test_an_output_of_fixed_batch_is_refused() -> None:
-    with pytest.raises(GateError, match="axis 0 of output 'logits' must be the dynamic axis"):
-        export_small(Small(lambda logits: torch.ones(2, 3)))
-
-
-def test_metadata_of_another_dtype_or_shape_is_refused() -> None:
-    with pytest.raises(GateError, match=r"'logits' must be .* int64; got \('batch', 3\) float32"):
-        export_small(Small(identity, dtype="int64"))
+def test_metadata_of_another_shape_is_refused() -> None:
     with pytest.raises(GateError, match=r"must be \('batch', 4\) float32; got \('batch', 3\)"):
         export_small(Small(identity, shape=("batch", 4)))
-    with pytest.raises(GateError, match=r"float32; got .* float64"):
-        export_small(Small(lambda logits: logits.double()))
-
-
-def test_a_missing_output_is_refused(tabular: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(tabular), "predict", lambda self, *inputs: (self(*inputs),))
-    with pytest.raises(GateError):
-        export_onnx(tabular, EXAMPLE, metadata={})
 
 
 def test_an_output_too_many_is_refused(tabular: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(tabular), "predict", lambda self, *inputs: (self(*inputs),) * 3)
     with pytest.raises(GateError, match="outputs must be"):
         export_onnx(tabular, EXAMPLE, metadata={})
-
-
-def test_a_property_that_holds_the_source_path_is_refused() -> None:
-    with pytest.raises(GateError, match=r"must not tell where it was made.*'note'"):
-        export_small(Small(identity), note=f"made by {Path(__file__).resolve()}")
 
 
 def test_a_vocabulary_of_paths_is_allowed() -> None:

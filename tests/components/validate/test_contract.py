@@ -120,6 +120,8 @@ def test_overridden_call() -> None:
         ({"outputs": (TensorSpec(name="x", dtype="float32", shape=("batch", 3)),)}, "['x']"),
         ({"outputs": (TensorSpec(name="y", dtype="float32", shape=(3,)),)}, "first axis"),
         ({"outputs": (TensorSpec(name="y", dtype="float32", shape=("batch", "batch")),)}, "first"),
+        ({"outputs": (TensorSpec(name="y", dtype="float32", shape=("batch", "a b", 3)),)}, "words"),
+        ({"outputs": (PROBABILITIES.model_copy(update={"dtype": "float64"}),)}, "or int64; got"),
         ({"classes": ("a", "b", "a")}, "classes of the metadata must be unique; twice: ['a']"),
         ({"classes": ("a", "b")}, "the 2 classes of the metadata must be what an output tells"),
         ({"classes": ("a", "b", "c", "d")}, "must have 4 as its last axis; got probabilities"),
@@ -132,6 +134,14 @@ def test_metadata(changes: dict[str, Any], word: str) -> None:
             return metadata(("x", "float32", (4,)), **changes)
 
     assert_fires(verify_contract(Declared(), ROWS), "metadata", "", word)
+
+
+def test_sequences_of_any_length() -> None:
+    class Declared(Recurrent):
+        features = ("sequence", 4)
+
+    report = verify_contract(Declared(), [*batches_of(6, 4), *batches_of(2, 4)])
+    assert report.failures == ()
 
 
 @pytest.mark.parametrize(
