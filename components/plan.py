@@ -154,6 +154,8 @@ def code_digest(pipeline: Pipeline) -> str:
             pipeline.waivers,
             pipeline.frozen,
             pipeline.leakage,
+            pipeline.release.opset,
+            pipeline.release.variants,
             *map(_identity, _parts(pipeline)),
         )
     )

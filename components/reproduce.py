@@ -167,7 +167,7 @@ def rebuild(
         trained, encoding = run_training(pipeline, config, snapshot)
         files = write_files(trained, encoding, folder)
         model, encoding = load_model(pipeline, config, files.encoding, files.weights)
-        exported, _ = run_export(pipeline, model, encoding, snapshot, job, folder)
+        exported = run_export(pipeline, model, encoding, snapshot, job, folder).files
     return Rebuilt(files.weights, files.encoding, exported.onnx, trained.device, model)
 
 

@@ -154,8 +154,11 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-    for pool in ("intra_op", "inter_op"):  # a spinning thread falsifies latency and burns a core
-        options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    # Threads that wait within a call spin, or waking them costs more than they save; between calls
+    # they sleep, since a spinning thread falsifies latency and burns a core.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads > 1)))
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     wanted = [(name, _OPTIONS.get(name, {})) for name in providers]
     try:
         # A provider that cannot start is logged by the process-wide logger, and then left out.

@@ -26,7 +26,7 @@ from components.export.parity import RESAMPLES, Case, Engine, Optimisation, Pari
 from components.export.predictors import open_session, run_session
 from components.export.probes import BATCHES, LARGE, neighbours
 from components.export.raw_columns import RawColumns
-from components.export.raw_graph import LABEL, label_of
+from components.export.raw_graph import LABEL, compose_graph, label_of, registered_metadata
 
 Array = npt.NDArray[np.generic]
 
@@ -44,6 +44,7 @@ class Registered:
         columns: The columns of rows that it takes.
         encoding: What training made of these columns.
         threshold: Where a single number turns to the second class.
+        described: What the network alone takes and gives.
     """
 
     onnx: bytes
@@ -51,6 +52,42 @@ class Registered:
     columns: RawColumns
     encoding: Encoding
     threshold: float
+    described: ModelMetadata
+
+    @classmethod
+    def compose(
+        cls,
+        network: bytes,
+        described: ModelMetadata,
+        encoding: Encoding,
+        columns: RawColumns,
+        threshold: float,
+    ) -> "Registered":
+        """Put rows in front of a network and the label behind it.
+
+        Raises:
+            GateError: As :func:`~components.export.raw_graph.registered_metadata`.
+        """
+        return cls(
+            onnx=compose_graph(
+                network, described, encoding=encoding, columns=columns, threshold=threshold
+            ),
+            metadata=registered_metadata(described, columns),
+            columns=columns,
+            encoding=encoding,
+            threshold=threshold,
+            described=described,
+        )
+
+    def around(self, network: bytes) -> bytes:
+        """The same columns and label around another form of the network."""
+        return compose_graph(
+            network,
+            self.described,
+            encoding=self.encoding,
+            columns=self.columns,
+            threshold=self.threshold,
+        )
 
 
 def check_raw_parity(

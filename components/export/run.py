@@ -1,17 +1,19 @@
 """A validated model to files: the ONNX graphs, their golden rows, and the proof of parity."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from components.contract import Arrays, Model
 from components.data.encoding import Encoding
 from components.data.snapshot import Snapshot
+from components.export.config import VariantKind
 from components.export.golden import write_golden
 from components.export.measures import any_by_row, decide_rows, threshold_of
 from components.export.onnx_export import export_onnx
@@ -19,14 +21,10 @@ from components.export.onnx_file import ENCODING_KEY, METADATA_KEY
 from components.export.parity import ParityReport, check_parity, require_parity
 from components.export.predictors import TorchPredictor
 from components.export.raw_columns import raw_columns
-from components.export.raw_graph import (
-    LABEL,
-    compose_graph,
-    label_of,
-    label_source,
-    registered_metadata,
-)
+from components.export.raw_graph import LABEL, label_of, label_source
 from components.export.raw_parity import Registered, check_raw_parity
+from components.export.variant_report import VariantReport
+from components.export.variants import MadeVariant, run_variants
 from components.pipeline import Pipeline
 from components.records import Job
 from components.state import write_atomic
@@ -49,6 +47,7 @@ class ExportFiles:
     """What the export stage leaves in a folder.
 
     ``onnx`` takes rows as they are, ``tensor`` is the network alone; each has its golden rows.
+    ``variants`` are those that kept their bounds, by kind; ``variant_report`` tells of all.
     """
 
     onnx: Path
@@ -56,6 +55,17 @@ class ExportFiles:
     tensor: Path
     tensor_golden: Path
     parity: Path
+    variants: Mapping[VariantKind, Path]
+    variant_report: Path
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files of an export, with the proof of parity and what was found of its variants."""
+
+    files: ExportFiles
+    parity: ParityReport
+    variants: tuple[VariantReport, ...]
 
 
 def run_export(
@@ -65,11 +75,13 @@ def run_export(
     snapshot: Snapshot,
     job: Job,
     folder: Path,
-) -> tuple[ExportFiles, ParityReport]:
-    """Export, prove parity with PyTorch, and record golden rows.
+) -> Exported:
+    """Export, prove parity with PyTorch, record golden rows, and make the variants asked for.
+
+    A variant that breaks its bounds is left out, and its report says why.
 
     Args:
-        pipeline: Gives the operator set.
+        pipeline: Gives the operator set and the variants.
         model: In eval mode, on CPU.
         encoding: How rows become the model's inputs; travels in the file.
         snapshot: Gives held-out rows, for parity and golden rows.
@@ -79,18 +91,21 @@ def run_export(
     Raises:
         GateError: The graph is not what was asked for, or differs from the model.
     """
+    release = pipeline.release
     files = ExportFiles(
         folder / "model.onnx",
         folder / "golden.npz",
         folder / "tensor.onnx",
         folder / "tensor_golden.npz",
         folder / "parity_report.json",
+        {variant.kind: folder / f"model.{variant.kind}.onnx" for variant in release.variants},
+        folder / "variant_report.json",
     )
     rows = snapshot.slice("holdout", 0, PARITY_ROWS)
     inputs = encoding.encode(rows)
     example = to_tensors({name: array[:EXAMPLE_ROWS] for name, array in inputs.items()})
     network = export_onnx(
-        model, example, opset=pipeline.release.opset, metadata=file_metadata(model, encoding, job)
+        model, example, opset=release.opset, metadata=file_metadata(model, encoding, job)
     )
     registered = _registered(model, network, encoding, rows)
     report = _joined(
@@ -102,7 +117,20 @@ def run_export(
     write_atomic(files.tensor, network)
     write_atomic(files.onnx, registered.onnx)
     _write_golden(files, model, registered, rows)
-    return files, report
+    made = run_variants(release.variants, network, model, encoding, snapshot, pipeline)
+    return Exported(_with_variants(files, made, registered), report, tuple(m.report for m in made))
+
+
+def _with_variants(
+    files: ExportFiles, made: Sequence[MadeVariant], registered: Registered
+) -> ExportFiles:
+    """Write the variants that passed; rows go into them as into the main file."""
+    passed = {one.variant.kind: one.onnx for one in made if one.report.passed}
+    for kind, network in passed.items():
+        write_atomic(files.variants[kind], registered.around(network))
+    report = TypeAdapter(list[VariantReport]).dump_json([m.report for m in made], indent=1)
+    write_atomic(files.variant_report, report)
+    return replace(files, variants={kind: files.variants[kind] for kind in passed})
 
 
 def _registered(model: Model, network: bytes, encoding: Encoding, rows: pa.Table) -> Registered:
@@ -113,15 +141,7 @@ def _registered(model: Model, network: bytes, encoding: Encoding, rows: pa.Table
     if source is not None:
         answers = TorchPredictor(model).predict(encoding.encode(rows))[source.name]
         threshold = threshold_of(answers)
-    return Registered(
-        onnx=compose_graph(
-            network, described, encoding=encoding, columns=columns, threshold=threshold
-        ),
-        metadata=registered_metadata(described, columns),
-        columns=columns,
-        encoding=encoding,
-        threshold=threshold,
-    )
+    return Registered.compose(network, described, encoding, columns, threshold)
 
 
 def _joined(*reports: ParityReport) -> ParityReport:

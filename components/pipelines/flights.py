@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from components.contract import Model, ModelMetadata, TensorSpec
 from components.data.encoding import Encoding, Features, Numeric
 from components.data.flights import WEATHER, FlightsSource
+from components.export.config import Budget, Release, Variant
 from components.metrics import binary_metrics, resampled_roc_auc
 from components.pipeline import Pipeline, QualityGate, Scored, SliceGate
 from components.train.config import TrainConfig
@@ -166,4 +167,11 @@ pipeline = Pipeline(
     margin=0.005,
     dated=True,
     resampled=resampled_roc_auc("probability"),
+    release=Release(
+        variants=(
+            Variant(kind="fp16", tolerance=2e-3, metric_drop=0.001),
+            Variant(kind="int8", tolerance=0.05, metric_drop=0.002),
+        ),
+        budget=Budget(p99_ms=5.0, rows_per_s=5_000),
+    ),
 )

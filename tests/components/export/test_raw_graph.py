@@ -21,7 +21,7 @@ from components.export.onnx_export import export_onnx
 from components.export.onnx_file import ENCODING_KEY, graph_failures
 from components.export.predictors import OnnxPredictor, TorchPredictor
 from components.export.raw_columns import RawColumns, raw_columns
-from components.export.raw_graph import compose_graph, label_of, registered_metadata
+from components.export.raw_graph import label_of, registered_metadata
 from components.export.raw_parity import Registered, check_raw_parity
 from components.train.run import to_tensors
 
@@ -126,13 +126,7 @@ def built(
     network = export_onnx(model, example, opset=opset, metadata=properties)
     columns = raw_columns(encoding, ROWS.schema)
     threshold = 0.0 if form == "logit" else 0.5
-    data = compose_graph(
-        network, described, encoding=encoding, columns=columns, threshold=threshold
-    )
-    metadata = registered_metadata(described, columns)
-    return model, Registered(
-        onnx=data, metadata=metadata, columns=columns, encoding=encoding, threshold=threshold
-    )
+    return model, Registered.compose(network, described, encoding, columns, threshold)
 
 
 EVERYTHING = {"categorical": CATEGORICAL, "numeric": NUMERIC, "tensors": {"image": (2, 2)}}
