@@ -86,7 +86,7 @@ def printed(run: Run) -> Mapping[str, subprocess.CompletedProcess[str]]:
 
 def test_readme_shows_something_to_run():
     assert {words(command)[0] for command in IN_README} == {"assay", "export", "make", "prefect"}
-    assert len(blocks(README, "python")) == 1
+    assert ["Pipeline(" in body for body in blocks(README, "python")] == [True, False]
 
 
 @pytest.mark.parametrize("command", [c for c in EVERYWHERE if words(c)[0] == "make"])
@@ -161,7 +161,7 @@ def test_readme_pipeline_reaches_a_decision(run: Run, tmp_path: Path):
     (registration,) = blocks(README, "toml")
     entries = tomllib.loads(registration)["project"]["entry-points"]["assay.pipelines"]
     ((name, place),) = entries.items()
-    (code,) = blocks(README, "python")
+    code, consumer = blocks(README, "python")
     (tmp_path / f"{place.partition(':')[0]}.py").write_text(code, encoding="utf-8")
     information = tmp_path / f"{name}-1.0.dist-info"
     information.mkdir()
@@ -170,6 +170,28 @@ def test_readme_pipeline_reaches_a_decision(run: Run, tmp_path: Path):
     done = run("assay", "run", name, "--json", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["decision"] == "promoted"
+    answers = consume(run, consumer.replace("flights", name))
+    assert len(answers) == 3
+    assert {answer["label"] for answer in answers} <= {"malignant", "benign"}
+    assert all(0 <= answer["probability"] <= 1 for answer in answers)
+
+
+def consume(run: Run, code: str) -> list[dict[str, float | str]]:
+    """The README's consumer on raw rows, where assay cannot be imported."""
+    state = Path(run("python", "-c", "import os; print(os.environ['ASSAY_HOME'])").stdout.strip())
+    script = f"""
+import sys
+sys.modules["components"] = sys.modules["flows"] = None
+from sklearn.datasets import load_breast_cancer
+frame = load_breast_cancer(as_frame=True).frame.head(3)
+{code.replace("model.predict", "answers = model.predict")}
+print(answers.to_json(orient="records"))
+"""
+    store = f"sqlite:///{state / 'mlflow' / 'mlflow.db'}"
+    done = run("python", "-W", "ignore", "-c", script, MLFLOW_TRACKING_URI=store)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, float | str]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
