@@ -8,6 +8,7 @@ Legend: B = batch.
 """
 
 import math
+from collections.abc import Container
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ MISSING_TEXT = ""
 class RawColumn(Frozen):
     """A source column, and the type of its input, which has the shape (B,).
 
-    ``missing`` says whether a row may lack it.
+    ``missing`` says whether rows lacked it when the model was trained or judged.
     """
 
     name: str
@@ -64,12 +65,13 @@ class RawColumns(Frozen):
         return inputs | {f.column: fold_column(f, _column(rows, f.column)) for f in self.folded}
 
 
-def raw_columns(encoding: Encoding, schema: pa.Schema) -> RawColumns:
+def raw_columns(encoding: Encoding, schema: pa.Schema, gaps: Container[str] = ()) -> RawColumns:
     """The columns that an encoding reads, with the types that their source gives them.
 
     Args:
         encoding: Names the columns; one that is read twice is one input.
         schema: Of the source's rows; says what may be missing.
+        gaps: Columns in which something is missing.
 
     Raises:
         GateError: A missing text could not be told from a category.
@@ -77,11 +79,13 @@ def raw_columns(encoding: Encoding, schema: pa.Schema) -> RawColumns:
     categorical = {c.column: c.vocabulary for c in encoding.categorical}
     names = dict.fromkeys([*categorical, *(c.column for c in encoding.numeric)])
     fields = [schema.field(name) for name in names]
-    columns = [RawColumn(name=f.name, dtype=_dtype(f), missing=f.nullable) for f in fields]
+    columns = [RawColumn(name=f.name, dtype=_dtype(f), missing=f.name in gaps) for f in fields]
     doubtful = [
         c.name
         for c in columns
-        if c.dtype == "string" and c.missing and MISSING_TEXT in categorical[c.name]
+        if c.dtype == "string"
+        and schema.field(c.name).nullable
+        and MISSING_TEXT in categorical[c.name]
     ]
     if doubtful:
         raise GateError(

@@ -107,7 +107,7 @@ def run_export(
     network = export_onnx(
         model, example, opset=release.opset, metadata=file_metadata(model, encoding, job)
     )
-    registered = _registered(model, network, encoding, rows)
+    registered = _registered(model, network, encoding, rows, gaps_of(snapshot))
     report = _joined(
         check_parity(model, network, inputs, seed=job.seed),
         check_raw_parity(model, registered, rows, seed=job.seed),
@@ -133,9 +133,17 @@ def _with_variants(
     return replace(files, variants={kind: files.variants[kind] for kind in passed})
 
 
-def _registered(model: Model, network: bytes, encoding: Encoding, rows: pa.Table) -> Registered:
+def gaps_of(snapshot: Snapshot) -> set[str]:
+    """Columns in which something is missing, in training or in the held-out rows."""
+    both = (snapshot.statistics, snapshot.holdout_statistics)
+    return {name for known in both for name, column in known.columns.items() if column.missing}
+
+
+def _registered(
+    model: Model, network: bytes, encoding: Encoding, rows: pa.Table, gaps: set[str]
+) -> Registered:
     described = model.get_model_metadata()
-    columns = raw_columns(encoding, rows.schema)
+    columns = raw_columns(encoding, rows.schema, gaps)
     source = label_source(described)
     threshold = 0.0
     if source is not None:
