@@ -2,13 +2,15 @@
 
 The network itself is proved by :mod:`components.export.parity`; here the columns in front of it and
 the label behind it are, on tables of the source's own types: the reference is the module in float64
-on the inputs that training would have made of the same rows. The bounds are those of parity.
+on the inputs that training would have made of the same rows. The bounds are those of parity, or
+what the proved network errs by on the same inputs, where that is more: where most answers are
+saturated, a few rows decide how far float32 strays, and they must not fail a graph that is equal.
 
 Legend: B = batch.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +22,15 @@ import pyarrow.compute as pc
 from components.contract import Arrays, Model, ModelMetadata
 from components.data.encoding import Encoding
 from components.errors import ContractError
-from components.export.measures import Run, Yardstick, any_by_row, clear_rows, measure
+from components.export.measures import (
+    FACTOR,
+    Floats,
+    Run,
+    Yardstick,
+    any_by_row,
+    clear_rows,
+    measure,
+)
 from components.export.onnx_file import graph_failures
 from components.export.parity import RESAMPLES, Case, Engine, Optimisation, ParityReport, run_module
 from components.export.predictors import open_session, run_session
@@ -45,6 +55,7 @@ class Registered:
         encoding: What training made of these columns.
         threshold: Where a single number turns to the second class.
         described: What the network alone takes and gives.
+        network: The bytes of the network alone.
     """
 
     onnx: bytes
@@ -53,6 +64,7 @@ class Registered:
     encoding: Encoding
     threshold: float
     described: ModelMetadata
+    network: bytes
 
     @classmethod
     def compose(
@@ -77,6 +89,7 @@ class Registered:
             encoding=encoding,
             threshold=threshold,
             described=described,
+            network=network,
         )
 
     def around(self, network: bytes) -> bytes:
@@ -124,6 +137,7 @@ def _compare(
         name: partial(run_session, open_session(registered.onnx, optimise=on))
         for name, on in levels.items()
     }
+    network = partial(run_session, open_session(registered.network))
     count = len(model.get_model_metadata().outputs)
     floor = [Yardstick() for _ in range(count)]
     rng = np.random.default_rng(seed)
@@ -136,12 +150,23 @@ def _compare(
         ]
         runs = samples[: len(batches)]
         yardsticks = [measure(samples, i, least) for i, least in enumerate(floor)]
+        proved = [(run, network(run.rows)) for run in runs]
+        yardsticks = [
+            _stretched(yardstick, (run.differences(i, found) for run, found in proved))
+            for i, yardstick in enumerate(yardsticks)
+        ]
         if kind == "real":
             floor = yardsticks
         for run, batch in zip(runs, batches, strict=True):
             feed = registered.columns.encode(batch)
             for level, graph in graphs.items():
                 yield from _judge(run, feed, level, graph, registered, yardsticks)
+
+
+def _stretched(yardstick: Yardstick, gaps: Iterable[Floats]) -> Yardstick:
+    """A yardstick that allows what the proved network errs by, too."""
+    worst = max(float(gap.max(initial=0.0)) for gap in gaps)
+    return Yardstick(max(yardstick.error, worst / FACTOR), yardstick.scale)
 
 
 def _judge(

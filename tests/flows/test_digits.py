@@ -43,6 +43,8 @@ ARTIFACTS = {
     *(f"validate/{name}.png" for name in ("gradients", "curves", "slices", "loss")),
     "export/model.onnx",
     "export/golden.npz",
+    "export/tensor.onnx",
+    "export/tensor_golden.npz",
     "export/parity_report.json",
     "smoke_test/smoke_report.json",
     "decide/decision.md",

@@ -15,6 +15,7 @@ from components.decide.promotion import Contender, Judgement
 from components.errors import ConflictError, ContractError, DataError, InfrastructureError
 from components.pipeline import Scored
 from components.pipelines.digits import pipeline as digits
+from components.settings import load_settings
 from tasks import decide
 from tasks.register import register
 from tasks.smoke_test import smoke_test
@@ -34,7 +35,9 @@ def test_a_champion_that_cannot_answer_these_rows_is_named(
     candidate = Contender(5, {}, Scored(rows=rows, labels=np.array([1]), outputs={}))
     holder = Version(3, "", {"onnx_sha256": "other"})
     with pytest.raises(ContractError, match="digits version 3 cannot: column 'gone'") as caught:
-        bout = decide._Bout(digits, registry, candidate, "own", rows, date(2014, 1, 1), tmp_path)
+        bout = decide._Bout(
+            load_settings(), digits, registry, candidate, "own", rows, date(2014, 1, 1), tmp_path
+        )
         decide._champion(bout, holder, tmp_path / "champion")
     assert "take the alias away" in str(caught.value)
 

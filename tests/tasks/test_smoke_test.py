@@ -76,7 +76,9 @@ def test_champion_whose_bytes_changed_is_not_compared_with(
     path = registered_file(bench, "staged", champion.champion)
     content = flip_a_bit(path)
     try:
-        with pytest.raises(InfrastructureError, match=f"version {champion.champion} was regis"):
+        with pytest.raises(
+            InfrastructureError, match=f"version {champion.champion}: model.onnx must"
+        ):
             decide.fn(tested)
         assert bench.aliases("staged")["champion"] == before
     finally:
@@ -95,8 +97,11 @@ def test_version_over_the_budget_is_rejected(
 
     registered = register.fn(export_of("costly"))
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.smoke_test.load_pipeline", with_budget)
-        with pytest.raises(GateError, match="must stay below 1e-06 ms") as raised:
+        patch.setattr("tasks.proof.load_pipeline", with_budget)
+        with (
+            pytest.raises(GateError, match="must stay below 1e-06 ms") as raised,
+            proving(registered),
+        ):
             smoke_test.fn(registered)
     assert "at least 1e+15 rows a second" in str(raised.value)
     assert bench.aliases("costly") == {}
