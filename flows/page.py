@@ -6,8 +6,9 @@ from components.errors import ConfigError
 from components.settings import load_settings
 from components.state import storage_errors
 from components.web_page import build_page
-from flows.reproduce import find_version, workplace
+from flows.reproduce import find_version
 from tasks.proof import require_intact
+from tasks.workplace import workplace
 
 ASSETS = Path(__file__).parents[1] / "deploy" / "web"
 
@@ -35,7 +36,7 @@ def page(target: str, folder: Path) -> int:
             "set it to the folder that it names."
         )
     named = find_version(target if "@" in target else f"{target}@champion", settings)
-    with workplace(settings) as work:
+    with workplace(settings, "page") as work:
         model = named.registry.download(named.version.number, work)
         require_intact(settings, named.registry, named.version, model)
         golden = model.with_name("golden.npz")

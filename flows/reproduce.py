@@ -5,9 +5,7 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,8 +19,8 @@ from components.plan import code_digest, code_folder
 from components.reproduce import Reproduction
 from components.revision import export_revision, why_not_exported
 from components.settings import Settings, load_settings
-from components.state import storage_errors
 from flows.rebuilding import Named, rebuild_here, say
+from tasks.workplace import workplace
 
 _NAME = re.compile(r"(?P<model>[^@]+)@(?P<version>[^@]+)")
 _GRACE_S = 15.0
@@ -50,7 +48,7 @@ def reproduce(name: str, *, here: bool, as_json: bool) -> int:
         settings = _settings()
         named = find_version(name, settings)
         pipeline = load_pipeline(named.registry.model)
-        with workplace(settings) as folder:
+        with workplace(settings, "reproduce") as folder:
             found = _rebuild(named, pipeline, settings, folder, here=here)
     found = found.model_copy(update={"seconds": round(time.perf_counter() - started, 3)})
     if as_json:
@@ -98,22 +96,6 @@ def find_version(name: str, settings: Settings) -> Named:
             + " The versions are listed in MLflow."
         )
     return Named(tracking, registry, version)
-
-
-@contextlib.contextmanager
-def workplace(settings: Settings) -> Iterator[Path]:
-    """A folder below the state folder that goes when the block ends, however it does."""
-    work = settings.root / "work"
-    with storage_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=work, prefix="reproduce-")
-    with folder:
-        try:
-            with storage_errors(work):
-                yield Path(folder.name)
-        except BaseException:
-            interrupt_received()  # what is left to do is not to be interrupted
-            raise
 
 
 def _settings() -> Settings:

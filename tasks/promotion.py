@@ -3,14 +3,10 @@
 Plain functions: they need MLflow and nothing else, whether or not Prefect is up.
 """
 
-import contextlib
 import getpass
 import os
 import socket
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 from prefect.runtime import flow_run
@@ -23,12 +19,12 @@ from components.adapters.prefect_runtime import run_logger
 from components.decide.history import Entry, History, Kind, previous_champion
 from components.decide.moves import move, reconcile
 from components.errors import ConfigError, ConflictError, GateError
-from components.interruption import interrupt_received
 from components.records import Decision, Record
 from components.settings import Settings
 from components.smoke_test.runner import SmokeReport
-from components.state import exclusive, storage_errors
+from components.state import exclusive
 from tasks.proof import prove
+from tasks.workplace import workplace
 
 ROLLED_BACK = "rolled_back"
 """Tag of a version that was rolled back, with the reason."""
@@ -216,7 +212,7 @@ def _open(settings: Settings, model: str) -> _Shelf:
 
 def _move(shelf: _Shelf, champion: int | None, version: Version, kind: Kind, why: str) -> Moved:
     _require_unrejected(shelf.model, version)
-    with _workplace(shelf.settings) as folder:
+    with workplace(shelf.settings, "proof") as folder:
         report = prove(shelf.settings, shelf.tracking, shelf.registry, version, folder)
     entry = _record(shelf, champion, version, kind, why)
     return _moved(shelf.model, entry, report)
@@ -296,19 +292,3 @@ def _moved(model: str, entry: Entry, report: SmokeReport) -> Moved:
         max_difference=report.max_difference,
         p50_ms=report.p50_ms,
     )
-
-
-@contextlib.contextmanager
-def _workplace(settings: Settings) -> Iterator[Path]:
-    """A folder below the state folder that goes when the block ends, however it does."""
-    work = settings.root / "work"
-    with storage_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=work, prefix="proof-")
-    with folder:
-        try:
-            with storage_errors(work):
-                yield Path(folder.name)
-        except BaseException:
-            interrupt_received()  # what is left to do is not to be interrupted
-            raise
