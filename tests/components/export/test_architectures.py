@@ -15,6 +15,8 @@ from components.export.probes import BATCHES, LENGTHS
 BY_NAME = {exportable.name: exportable for exportable in EXPORTABLE}
 
 
+EVERY_RULE = ("mlp", "conv_batchnorm", "cross_attention", "lstm", "pooling")
+"""Architectures that together need every rule by which a graph is rewritten for older sets."""
 ALL = [pytest.param(exportable, id=name) for name, exportable in BY_NAME.items()]
 
 
@@ -45,11 +47,11 @@ def test_sixty_combinations_are_covered() -> None:
     assert len(BY_NAME) * len(BATCHES) == 60
 
 
-@pytest.mark.parametrize("exportable", ALL)
-def test_each_of_them_can_be_written_for_the_operator_set_of_old_engines(
-    exportable: Exportable,
+@pytest.mark.parametrize("name", EVERY_RULE)
+def test_they_can_be_written_for_the_operator_set_of_old_engines(
+    name: str,
 ) -> None:
-    model = exportable.build()
+    model = BY_NAME[name].build()
     metadata = model.get_model_metadata()
     data = export_onnx(model, example_of(metadata), opset=15, metadata={})
     proto = onnx.ModelProto.FromString(data)
