@@ -5,10 +5,10 @@ arrays; one whose answers differ from the module's ends the benchmark with statu
 turns within a round, each round in another order. A ratio says how many times as fast as eager
 PyTorch one is, by the medians of one round; the best call is what a busy machine disturbs least.
 
-The line to quote is ``onnxruntime``: threads do not spin while they wait, as in assay's own
-sessions. The other two have them spin, always, which is onnxruntime's default, or until a call
-ends: with one thread nobody waits; with two, a thread that sleeps has to be woken for every
-operator, which takes about as long as a small product.
+The line to quote is ``onnxruntime``, with the options of assay's own sessions: threads spin within
+a call and sleep between calls. The other two always spin, which is onnxruntime's default, or never:
+with one thread nobody waits; with two, a thread that sleeps has to be woken for every operator,
+which takes about as long as a small product.
 
 ``--extra NAME=MODEL.onnx,GOLDEN.npz`` also times another file on its golden rows, for example the
 registered one, which reads raw columns. Its ratio includes work that the others do not do.

@@ -26,8 +26,8 @@ Call = Callable[[], object]
 """Answers one batch; its inputs are prepared, and outputs come back as an engine gives them."""
 
 EAGER, COMPILED = "torch eager", "torch.compile"
-ORT, SPINNING = "onnxruntime", "onnxruntime, spinning"
-SPINNING_WITHIN = "onnxruntime, spinning within a call"
+ORT = "onnxruntime"
+SPINNING, SLEEPING = "onnxruntime, spinning", "onnxruntime, sleeping"
 ROWS = 1024
 FEW_EPOCHS = {"flights": 1, "digits": 6}
 
@@ -99,8 +99,8 @@ def contenders(case: Case, size: int, threads: int, *, compiled: bool) -> dict[s
         run_torch(fast, tensors)
         found[COMPILED] = functools.partial(run_torch, fast, tensors)
     found[ORT] = functools.partial(open_session(case.onnx, threads=threads).run, None, batch)
-    for name, within in ((SPINNING, False), (SPINNING_WITHIN, True)):
-        session = spinning_session(case.onnx, threads, within_calls=within)
+    for name, spins in ((SPINNING, True), (SLEEPING, False)):
+        session = other_session(case.onnx, threads, spins=spins)
         found[name] = functools.partial(session.run, None, batch)
     for name, (data, rows) in case.extra.items():
         few = {key: array[:size] for key, array in rows.items()}
@@ -125,11 +125,10 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def spinning_session(data: bytes, threads: int, *, within_calls: bool) -> ort.InferenceSession:
-    """A session whose idle threads spin, as is onnxruntime's default, or only until a call ends."""
+def other_session(data: bytes, threads: int, *, spins: bool) -> ort.InferenceSession:
+    """A session whose idle threads always spin, as is onnxruntime's default, or never."""
     options = session_options(threads)
-    if within_calls:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 

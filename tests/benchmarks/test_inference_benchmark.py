@@ -14,7 +14,7 @@ WAYS = (
     "torch eager",
     "onnxruntime",
     "onnxruntime, spinning",
-    "onnxruntime, spinning within a call",
+    "onnxruntime, sleeping",
 )
 
 WITH_A_LIAR = """
