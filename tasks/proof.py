@@ -113,11 +113,15 @@ def prove(
         GateError: A file is missing or was changed, or the answers are wrong.
         InfrastructureError: MLflow or a disk failed.
     """
+    name = f"{registry.model} version {version.number}"
     model = registry.fetch(version.number, folder)
-    require_intact(settings, registry, version, model)
-    golden = _golden(tracking, version, model.parent, f"{registry.model} version {version.number}")
-    sha256 = version.tags["onnx_sha256"]
-    return prove_answers(settings, registry.model, model, golden, sha256).report
+    try:
+        require_intact(settings, registry, version, model)
+        golden = _golden(tracking, version, model.parent, name)
+        sha256 = version.tags["onnx_sha256"]
+        return prove_answers(settings, registry.model, model, golden, sha256).report
+    except GateError as error:  # no candidate of a run is rejected here
+        raise GateError("proof", error.failures) from error
 
 
 def _golden(tracking: Tracking, version: Version, folder: Path, name: str) -> Path:

@@ -6,6 +6,7 @@ The signature is a Sigstore bundle over the sha256 of every file. Anyone can che
 Source: https://github.com/sigstore/model-transparency and its API, https://sigstore.github.io/model-transparency/
 """
 
+import ast
 import re
 import tempfile
 from pathlib import Path
@@ -72,13 +73,23 @@ def verify_folder(folder: Path, public_key: str) -> list[str]:
     except InvalidSignature:
         what = "it was altered, or made with another key"
     except Exception as error:  # noqa: BLE001  whatever a forged signature provokes is a refusal
-        what = " ".join(str(error).split())[:500] or type(error).__name__
+        what = _told(str(error)) or type(error).__name__
     else:
         return []
     return [
         f"the signature must be over these files, by the trusted key; {what}. Find out who changed "
         "the version, or set ASSAY_TRUSTED_SIGNER to the key that signed it"
     ]
+
+
+def _told(text: str) -> str:
+    """What the library says of a mismatch: a list as Python writes it, without its digests."""
+    found = text.removeprefix("Signature mismatch: ")
+    try:
+        differences = ast.literal_eval(found)
+    except (SyntaxError, ValueError):
+        return " ".join(text.split())[:500]
+    return "; ".join(str(each).partition(": Expected")[0] for each in differences)[:500]
 
 
 def trusted_key(settings: Settings) -> str:

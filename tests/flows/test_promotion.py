@@ -181,7 +181,7 @@ def test_what_is_not_proved_is_refused(restored: Any, command: Callable[..., Any
 
     try:
         path.write_bytes(changed)
-        refused("smoke_test rejected", "sha256")
+        refused("proof rejected", "sha256")
         path.unlink()
         refused("proof rejected", "must hold model.onnx")
     finally:

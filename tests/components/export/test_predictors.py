@@ -182,12 +182,15 @@ def test_the_encoding_travels_in_the_file(exported: bytes, encoding: Encoding) -
     assert OnnxPredictor(exported).encoding == encoding
 
 
-def test_session_options_are_explicit(exported: bytes) -> None:
-    predictor = OnnxPredictor(exported, threads=2)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_session_options_are_explicit(exported: bytes, threads: int) -> None:
+    predictor = OnnxPredictor(exported, threads=threads)
     options = predictor._session.get_session_options()
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
-    for pool in ("intra_op", "inter_op"):
-        assert options.get_session_config_entry(f"session.{pool}.allow_spinning") == "0"
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
+    entry = options.get_session_config_entry
+    assert entry("session.intra_op.allow_spinning") == str(threads - 1)
+    assert entry("session.inter_op.allow_spinning") == "0"
+    assert entry("session.force_spinning_stop") == "1"
     assert options.graph_optimization_level.name == "ORT_ENABLE_ALL"
     assert predictor._session.get_providers() == ["CPUExecutionProvider"]
 
