@@ -102,16 +102,14 @@ def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
 
 
 def flow_run_page(flow_run_id: str) -> str:
-    """The address of a flow run's page, empty unless PREFECT_UI_URL says where pages are shown.
+    """The address of a flow run's page; empty beside an embedded server, which is gone soon.
 
-    Prefect would make up one from the server's address, which the embedded server's outlives.
+    Prefect takes PREFECT_UI_URL, or makes up the address from the server's.
     """
     from prefect.settings import get_current_settings
 
-    settings = get_current_settings()
-    if "ui_url" not in settings.model_fields_set or not settings.ui_url or not flow_run_id:
-        return ""
-    return f"{settings.ui_url.rstrip('/')}/runs/flow-run/{flow_run_id}"
+    place = get_current_settings().ui_url
+    return f"{place.rstrip('/')}/runs/flow-run/{flow_run_id}" if place and flow_run_id else ""
 
 
 def publish_markdown(key: str, markdown: str, description: str) -> None:
@@ -230,10 +228,14 @@ def beside_embedded_server() -> Iterator[None]:
 
     The thread that sends heartbeats sleeps in whole seconds, and a run that ends waits for it.
     """
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_UI_URL,
+        temporary_settings,
+    )
 
     logging.getLogger("prefect.flow_runs").addFilter(_NoLink())
-    with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_UI_URL: ""}):
         yield
 
 

@@ -1,10 +1,10 @@
-"""Addresses of Prefect's pages, which only a deployment that names its UI has."""
+"""Addresses of Prefect's pages, which outlive a run only where its server does."""
 
 import subprocess
 import sys
 from collections.abc import Mapping
 
-from components.adapters.prefect_runtime import flow_run_page
+from components.adapters.prefect_runtime import beside_embedded_server, flow_run_page
 
 
 def test_a_flow_runs_page_is_known_where_the_ui_is() -> None:
@@ -14,7 +14,9 @@ def test_a_flow_runs_page_is_known_where_the_ui_is() -> None:
         assert flow_run_page("abc") == "https://prefect.example/runs/flow-run/abc"
         assert flow_run_page("") == ""
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4200/api"}):
-        assert flow_run_page("abc") == "", "an embedded server is gone when the run is"
+        assert flow_run_page("abc") == "http://127.0.0.1:4200/runs/flow-run/abc"
+        with beside_embedded_server():
+            assert flow_run_page("abc") == "", "an embedded server is gone when the run is"
 
 
 def test_the_variable_names_the_ui(child_environment: Mapping[str, str]) -> None:
