@@ -9,7 +9,7 @@ by a parameter of the run that the model's first version came from.
 from datetime import datetime
 from typing import final
 
-from components.adapters.mlflow_registry import CHAMPION, Registry
+from components.adapters.mlflow_registry import CHAMPION, Registry, quoted
 from components.adapters.mlflow_tracking import KIND, TAG, Tracking, mlflow_errors
 from components.decide.history import Entry, History, encode, entry_name, read_history
 from components.decide.moves import Book
@@ -86,7 +86,7 @@ class Ledger(Book):
     def _find(self) -> str:
         """The run that the model's tag names: whoever elected it, wrote it there."""
         with mlflow_errors(self._tracking.uri):
-            found = self._client.search_registered_models(f"name = '{self._registry.model}'")
+            found = self._client.search_registered_models(f"name = {quoted(self._registry.model)}")
             self._run_id = found[0].tags.get(_CACHED, "") if found else ""
             if (
                 self._run_id

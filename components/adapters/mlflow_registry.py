@@ -11,7 +11,7 @@ from typing import Any, final
 from components.adapters.mlflow_model import MODEL_FILE, write_model
 from components.adapters.mlflow_tracking import METRICS_PER_BATCH, TAG, Tracking, mlflow_errors
 from components.contract import Arrays, ModelMetadata
-from components.errors import InfrastructureError
+from components.errors import ConfigError, InfrastructureError
 from components.register.verify import drop_caches
 
 CHAMPION = "champion"
@@ -56,7 +56,7 @@ class Registry:
     def _all(self, tags: Mapping[str, str]) -> list[Version]:
         wanted = " and ".join(f"tags.`{TAG}{name}` = '{value}'" for name, value in tags.items())
         with mlflow_errors(self._tracking.uri):
-            found = self._client.search_model_versions(f"name = '{self.model}' and {wanted}")
+            found = self._client.search_model_versions(f"name = {quoted(self.model)} and {wanted}")
         intact = [version for item in found if DAMAGED not in (version := _version(item)).tags]
         return sorted(intact, key=lambda version: version.number)
 
@@ -304,7 +304,7 @@ class Registry:
         """All versions, the first one first; none where there is no such model."""
         with mlflow_errors(self._tracking.uri):
             found = self._client.search_model_versions(
-                f"name = '{self.model}'", order_by=["version_number ASC"]
+                f"name = {quoted(self.model)}", order_by=["version_number ASC"]
             )
         return [_version(item) for item in found]
 
@@ -315,6 +315,21 @@ class Registry:
             self._client.create_registered_model(self.model, description=description)
             return
         self._client.get_registered_model(self.model)
+
+
+def quoted(name: str) -> str:
+    """A model's name as a filter of MLflow takes it, which has no way to escape a quote.
+
+    Raises:
+        ConfigError: It holds quotes of both kinds.
+    """
+    mark = '"' if "'" in name else "'"
+    if mark in name:
+        raise ConfigError(
+            f"a model's name must not hold quotes of both kinds; got {name!r}. 'assay pipelines' "
+            "lists the names."
+        )
+    return f"{mark}{name}{mark}"
 
 
 def cut(markdown: str, most: int) -> str:

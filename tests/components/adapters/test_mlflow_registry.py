@@ -18,7 +18,7 @@ from components.adapters.mlflow_registry import (
 )
 from components.adapters.mlflow_tracking import Tracking
 from components.contract import ModelMetadata, TensorSpec
-from components.errors import InfrastructureError
+from components.errors import ConfigError, InfrastructureError
 from components.settings import Settings
 
 METADATA = ModelMetadata(
@@ -237,3 +237,13 @@ def test_a_run_that_does_not_exist_gets_no_version(tracking: Tracking, tmp_path:
             tags={},
         )
     assert Registry(tracking, "orphan").find({}) is None
+
+
+@pytest.mark.parametrize("name", ["nobody's", 'a "b"', "100 %", ""])
+def test_a_name_with_a_quote_is_looked_for_as_it_is(tracking: Tracking, name: str) -> None:
+    assert Registry(tracking, name).versions() == []
+
+
+def test_a_name_that_no_filter_can_hold_is_refused(tracking: Tracking) -> None:
+    with pytest.raises(ConfigError, match="quotes of both kinds"):
+        Registry(tracking, "a'b\"c").versions()
