@@ -118,10 +118,15 @@ def test_a_browser_that_hangs_is_closed_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needs("chromium")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(GateError, match="chromium: it must answer within 1 s; it was killed"):
-        run_engines(["chromium"], version, node_modules=node_modules, timeout_s=1)
-    assert list(tmp_path.iterdir()) == []
+    browser, work = tmp_path / "browser", tmp_path / "work"
+    work.mkdir()
+    browser.write_text("#!/bin/sh\nwhile :; do sleep 0.2; done\n")
+    browser.chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(work))
+    monkeypatch.setattr("components.smoke_test.engines.run.chromium", lambda: str(browser))
+    with pytest.raises(GateError, match="chromium: it must answer within 4 s; it was killed"):
+        run_engines(["chromium"], version, node_modules=node_modules, timeout_s=4)
+    assert list(work.iterdir()) == []
     left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]
     assert not [words for words in left if str(tmp_path) in " ".join(words)]
 
