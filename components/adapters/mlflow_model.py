@@ -17,7 +17,7 @@ import numpy as np
 from components.contract import Arrays, ModelMetadata, TensorSpec
 from components.digest import digest_file
 from components.errors import GateError, InfrastructureError
-from components.register.provenance import LOADER
+from components.register.provenance import LOADER, NO_CACHE, NO_CACHE_TEXT
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -92,6 +92,7 @@ def write_model(
             f"the folder of the version must hold the exported bytes; {folder} has {wrong[:12]}. "
             "Look at the disk, and run again."
         )
+    (folder / NO_CACHE).write_bytes(NO_CACHE_TEXT)
     described.flavors["python_function"]["loader_module"] = LOADER
     described.save(str(folder / "MLmodel"))
 

@@ -12,7 +12,6 @@ from components.adapters.mlflow_model import MODEL_FILE, write_model
 from components.adapters.mlflow_tracking import METRICS_PER_BATCH, TAG, Tracking, mlflow_errors
 from components.contract import Arrays, ModelMetadata
 from components.errors import ConfigError, InfrastructureError
-from components.register.verify import drop_caches
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -287,7 +286,6 @@ class Registry:
                 dst_path=str(into),
                 tracking_uri=self._tracking.uri,
             )
-        drop_caches(Path(folder))
         return Path(folder) / MODEL_FILE
 
     def delete_alias(self, alias: str) -> None:

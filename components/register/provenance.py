@@ -31,6 +31,11 @@ LOADERS = {LOADER: "63dd46f8a70b9961903b94fc36dcdb46acb69cfced65f83317c150e505c6
 """Modules that let MLflow load a version, by sha256. A changed one gets a new name, and the old
 ones stay here: versions that carry them can still be loaded."""
 
+NO_CACHE = "code/__pycache__"
+"""A file where Python would make a folder: it then neither keeps compiled code beside the loader,
+where a store is a local folder, nor runs any. So a folder of that name is an intruder's."""
+NO_CACHE_TEXT = b"In the place of the folder that Python would keep compiled code in.\n"
+
 
 class Provenance(BaseModel):
     """Where a version came from; ``files`` are sha256 by path, of all others but the signature.

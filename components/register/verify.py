@@ -6,7 +6,6 @@ model and run. With a key, somebody who holds it must have signed all that.
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from components.digest import digest_file
 from components.errors import GateError
 from components.register.provenance import (
     LOADERS,
+    NO_CACHE,
+    NO_CACHE_TEXT,
     PROVENANCE,
     Provenance,
     described,
@@ -83,6 +84,8 @@ def code_failures(folder: Path) -> list[str]:
     """Say which code of a version is not what assay ships; none of it may run in this process."""
     failures = []
     for name in (name for name in list_files(folder) if _is_code(name)):
+        if name == NO_CACHE and (folder / name).read_bytes() == NO_CACHE_TEXT:
+            continue
         module = re.fullmatch(r"code/(\w+)\.py", name)
         known = LOADERS.get(module.group(1)) if module else None
         if digest_file(folder / name) != known:
@@ -166,10 +169,3 @@ def _rewritten(folder: Path, wanted: str) -> list[str]:
     if not wanted or hashlib.sha256((folder / PROVENANCE).read_bytes()).hexdigest() == wanted:
         return []
     return [f"{PROVENANCE} must keep its bytes; it was rewritten. Find out who changed it"]
-
-
-def drop_caches(folder: Path) -> None:
-    """Delete compiled code, which a consumer's Python leaves where it loads from, and would run."""
-    for cache in [*folder.rglob("__pycache__")]:
-        if not cache.is_symlink():
-            shutil.rmtree(cache)

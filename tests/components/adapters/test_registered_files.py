@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,16 @@ from components.adapters.mlflow_registry import DAMAGED, Registry, Version
 from components.adapters.mlflow_tracking import Tracking
 from components.digest import digest_file
 from components.errors import GateError
-from components.register.provenance import DOWNLOADED, PROVENANCE, SIGNATURE
+from components.register.provenance import (
+    DOWNLOADED,
+    NO_CACHE,
+    PROVENANCE,
+    SIGNATURE,
+    list_files,
+)
 from components.register.seal import seal_folder
 from components.register.signing import sign_folder
-from components.register.verify import code_failures, verify_files
+from components.register.verify import verify_files
 from components.settings import Settings, load_settings
 
 KEY, OTHER = make_key(), make_key()
@@ -281,14 +288,53 @@ def test_an_older_version_registered_again_is_refused(
         tracking.client.delete_model_version(MODEL, again.version)
 
 
-def test_compiled_code_in_the_store_is_never_loaded(versions: Any, tmp_path: Path) -> None:
-    """A consumer's Python leaves it there; Python would run it in place of the source."""
+def test_loading_from_the_store_leaves_no_compiled_code(versions: Any, tmp_path: Path) -> None:
+    """MLflow loads from a local store in place, and Python would keep the loader compiled there."""
+    import mlflow.pyfunc
+
     registry, _, newer, place = versions
-    write("code/__pycache__/assay_rows_1.cpython-311.pyc")(place)
-    folder = registry.fetch(newer.number, tmp_path / "fetched").parent
-    assert list(folder.rglob("*.pyc")) == []
-    assert code_failures(folder) == []
+    before = list_files(place)
+    path, modules = [*sys.path], {*sys.modules}
+    try:
+        mlflow.pyfunc.load_model(str(place))
+    finally:
+        sys.path[:] = path
+        for name in {*sys.modules} - modules:
+            del sys.modules[name]
+    assert list_files(place) == before
+    assert NO_CACHE in before
     verify(registry, newer, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "code/__pycache__/assay_rows_1.cpython-311.pyc",
+        "__pycache__/x.pyc",
+        "plots/__pycache__/y.py",
+        "plots/__pycache__/notes.txt",
+    ],
+)
+def test_compiled_code_in_the_store_is_refused(versions: Any, tmp_path: Path, name: str) -> None:
+    """Python would run it in place of the source, wherever the version is loaded."""
+    registry, _, newer, place = versions
+    if name.startswith(NO_CACHE):
+        (place / NO_CACHE).unlink()
+    write(name)(place)
+    for settings in (SIGNED, UNSIGNED):
+        folder = tmp_path / str(settings is SIGNED)
+        folder.mkdir()
+        with pytest.raises(GateError, match=f"{re.escape(name)} was added"):
+            verify(registry, newer, folder, settings)
+
+
+def test_other_words_in_the_place_of_compiled_code_are_refused(
+    versions: Any, tmp_path: Path
+) -> None:
+    registry, _, newer, place = versions
+    (place / NO_CACHE).write_bytes(b"other words")
+    with pytest.raises(GateError, match=f"{NO_CACHE} is foreign"):
+        verify(registry, newer, tmp_path)
 
 
 def test_every_failure_is_reported_at_once(versions: Any, tmp_path: Path) -> None:
