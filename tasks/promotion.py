@@ -24,6 +24,7 @@ from components.settings import Settings
 from components.smoke_test.runner import SmokeReport
 from components.state import exclusive
 from tasks.proof import prove
+from tasks.release import FAILURE, REJECTED_BY
 from tasks.workplace import workplace
 
 ROLLED_BACK = "rolled_back"
@@ -220,7 +221,7 @@ def _move(shelf: _Shelf, champion: int | None, version: Version, kind: Kind, why
 
 def _require_unrejected(model: str, version: Version) -> None:
     failures = []
-    if version.tags.get("decision") == "rejected":
+    if version.tags.get("decision") == "rejected" and version.tags.get(REJECTED_BY) != FAILURE:
         failures.append(
             f"{model} version {version.number} was rejected: {version.tags.get('reason', '')} "
             "Train it again: a run that finds the same bytes proves this version anew"

@@ -16,6 +16,9 @@ from components.records import RegisteredModel
 from tasks.runtime import current_settings
 
 _REGISTERED = "registered"
+REJECTED_BY = "rejected_by"
+"""Tag of a rejected version: a gate that looked at it, or a failure that was not its own."""
+FAILURE = "failure"
 _DEAD = ("FAILED", "KILLED")
 
 
@@ -51,7 +54,8 @@ def give_up(attempt: BaseTransaction) -> None:
     try:
         registry = Registry(connect(current_settings()), registered.model)
         champion = registry.aliases().get(CHAMPION)
-        if not withdraw(registry, registered.version, reason):
+        by = "gate" if isinstance(error, GateError) else FAILURE
+        if not withdraw(registry, registered.version, reason, by):
             return
     except AssayError as second:
         run_logger().warning(
@@ -70,7 +74,7 @@ def give_up(attempt: BaseTransaction) -> None:
         )
 
 
-def withdraw(registry: Registry, version: int, reason: str) -> bool:
+def withdraw(registry: Registry, version: int, reason: str, by: str) -> bool:
     """Mark a version as rejected and take its alias, unless it is champion.
 
     What consumers follow is left as it is: a champion was proved, and a run that failed later is
@@ -78,7 +82,7 @@ def withdraw(registry: Registry, version: int, reason: str) -> bool:
     """
     if registry.aliases().get(CHAMPION) == version:
         return False
-    registry.tag(version, {"decision": "rejected", "reason": reason[:5000]})
+    registry.tag(version, {"decision": "rejected", "reason": reason[:5000], REJECTED_BY: by})
     registry.drop_alias(CHALLENGER, version)
     return True
 
@@ -101,6 +105,6 @@ def withdraw_dead(tracking: Tracking, registry: Registry) -> list[int]:
         status = tracking.status(version.run_id)
         if status in _DEAD:
             reason = f"its run died before it was judged: MLflow run {version.run_id} is {status}"
-            if withdraw(registry, version.number, reason):
+            if withdraw(registry, version.number, reason, FAILURE):
                 withdrawn.append(version.number)
     return withdrawn

@@ -190,6 +190,8 @@ def test_what_is_not_proved_is_refused(restored: Any, command: Callable[..., Any
     set_tag = restored.client.set_model_version_tag
     set_tag("restored", "1", "assay.decision", "rejected")
     refused("version 1 was rejected")
+    set_tag("restored", "1", "assay.rejected_by", "gate")
+    refused("version 1 was rejected")
     set_tag("restored", "1", "assay.decision", before["decision"])
     sha256 = before["onnx_sha256"]
     restored.client.delete_model_version_tag("restored", "1", "assay.onnx_sha256")

@@ -45,6 +45,7 @@ def test_a_version_of_a_dead_run_is_rejected_by_the_next_plan(
     tags = bench.versions("withdrawn")[registered.version]
     assert tags["decision"] == "rejected"
     assert f"MLflow run {run_id} is KILLED" in tags["reason"]
+    assert tags["rejected_by"] == "failure"
 
     # The next run finds the version by its bytes, proves it, and says so.
     second = register.fn(exported)

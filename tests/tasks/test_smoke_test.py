@@ -11,7 +11,9 @@ import pytest
 from components.errors import GateError, InfrastructureError
 from components.export.config import Budget, Release
 from components.pipeline import Pipeline, load_pipeline
+from components.settings import load_settings
 from tasks.decide import decide
+from tasks.promotion import promote
 from tasks.register import register
 from tasks.release import proving
 from tasks.smoke_test import smoke_test
@@ -76,11 +78,19 @@ def test_champion_whose_bytes_changed_is_not_compared_with(
     path = registered_file(bench, "staged", champion.champion)
     content = flip_a_bit(path)
     try:
-        with pytest.raises(
-            InfrastructureError, match=f"version {champion.champion}: model.onnx must"
+        with (
+            pytest.raises(
+                InfrastructureError, match=f"version {champion.champion}: model.onnx must"
+            ),
+            proving(tested.registered),
         ):
             decide.fn(tested)
-        assert bench.aliases("staged")["champion"] == before
+        assert bench.aliases("staged") == {"champion": before}
+        version = tested.registered.version
+        assert bench.versions("staged")[version]["rejected_by"] == "failure"
+        # It is the champion that was at fault, so a person may promote the candidate.
+        promote(load_settings(), "staged", version, "the champion is damaged")
+        assert bench.aliases("staged") == {"champion": version}
     finally:
         path.write_bytes(content)
     decide.fn(tested)
