@@ -189,9 +189,10 @@ def announced(moved: Moved, *, outside_runs: bool = False) -> Moved:
 
 
 def _reason(reason: str) -> str:
-    if not reason.strip():
+    if not any(c.isprintable() and not c.isspace() for c in reason):
         raise ConfigError("the reason must not be empty: it is what the history is read for.")
-    return reason.strip()
+    # A line of a table, and on a terminal: no control characters, whoever writes it.
+    return " ".join("".join(c if c.isprintable() else " " for c in reason).split())
 
 
 def _open(settings: Settings, model: str) -> _Shelf:

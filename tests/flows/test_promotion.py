@@ -13,7 +13,7 @@ import pytest
 
 from components.adapters.prefect_runtime import flush_prefect
 from components.adapters.prefect_server import free_port
-from components.errors import InfrastructureError
+from components.errors import ConfigError, InfrastructureError
 
 WHY = "it calls every flight late"
 
@@ -312,3 +312,13 @@ def test_a_failure_after_the_move_leaves_the_champion(
         lab.retrain("forsaken", "epochs=4")
     champion = lab.aliases("forsaken")["champion"]
     assert lab.versions("forsaken")[champion]["decision"] == "promoted"
+
+
+def test_a_reason_is_one_line_without_control_characters() -> None:
+    from tasks import promotion
+
+    assert promotion._reason("two\nlines \x1b[31mred\t\N{GRINNING FACE}") == (
+        "two lines [31mred \N{GRINNING FACE}"
+    )
+    with pytest.raises(ConfigError, match="must not be empty"):
+        promotion._reason("\x1b \n")
